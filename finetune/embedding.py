@@ -9,7 +9,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from finetune.feature_rows import FeatureRows
 from finetune.feature_tables import check_parquet, rows_of, write_csv, write_parquet
 from finetune.features import encode_images
 from finetune.frozen_encoder import FrozenEncoder, open_encoder_and_data
-from finetune.intermediate_layers import block_indices, encode_layers
+from finetune.intermediate_layers import block_indices
 from finetune.projector import show_in_projector
 from finetune.provenance import origin_of
 from mae_et.config.data import DataConfig, check_statistics
@@ -157,14 +156,13 @@ def _encode_missing(
     if rows.done == rows.count:
         return
     images = FeatureImages(parts, data, encoder.image_size, encoder.channels, rows.done)
-    encode = partial(encode_layers, encoder, config.layers)
     device = choose_device(config.device)
     saved = time.monotonic()
     with (
-        encode_images(encoder, images, data, config, device, encode) as batches,
+        encode_images(encoder, images, data, config, device, config.layers) as batches,
         tqdm(total=rows.count, initial=rows.done, unit="image", disable=None) as bar,
     ):
-        for tokens, labels, readable in batches:
+        for tokens, (labels, readable) in batches:
             features = [pooled(encoder.network, layer, config.pool) for layer in tokens]
             rows.append(torch.cat(features, dim=-1), labels, readable)
             if not readable.all():

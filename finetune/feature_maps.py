@@ -7,7 +7,6 @@ Shapes: B images, h w grid of patches, N = B h w patches, D width.
 """
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +17,6 @@ from torch.utils.data import Subset
 from finetune.feature_config import FeatureMapConfig
 from finetune.features import encode_images
 from finetune.frozen_encoder import open_encoder_and_data
-from finetune.intermediate_layers import encode_layers
 from mae_et.config.data import check_statistics
 from mae_et.data.datasets import ImageDataset, open_dataset
 from mae_et.data.image_folder import open_image_files
@@ -52,10 +50,9 @@ def draw_feature_maps(config: FeatureMapConfig) -> Path:
     generator = torch.Generator().manual_seed(config.seed)
     chosen = torch.randperm(len(source), generator=generator)[: config.count].sort().values.tolist()
     views = Subset(EvalDataset(source, data, encoder.image_size), chosen)
-    encode = partial(encode_layers, encoder, [config.layer])
     device = choose_device(config.device)
     prefix = encoder.network.num_prefix_tokens
-    with encode_images(encoder, views, data, config, device, encode) as batches:
+    with encode_images(encoder, views, data, config, device, [config.layer]) as batches:
         tokens = torch.cat([found[0, :, prefix:] for found, _ in batches])
     height, width = (side // encoder.patch for side in encoder.image_size)
     features = rearrange(tokens.cpu(), "b (h w) d -> b h w d", h=height, w=width)

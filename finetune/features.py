@@ -1,9 +1,9 @@
 """Compute the features of a frozen encoder once for a whole split.
 
-Shapes: B batch, N images or patches, D width.
+Shapes: B batch, C H W image, P prefix tokens, N images or patches, L layers, D width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from finetune.datasets import open_labelled
 from finetune.frozen_encoder import FrozenEncoder
+from finetune.intermediate_layers import encode_layers
 from finetune.scoring_config import FeatureScoreConfig, FrozenNetworkConfig
 from mae_et.config.data import DataConfig, check_statistics
 from mae_et.config.typed import typed
@@ -40,6 +41,15 @@ class Features(NamedTuple):
     def to(self, device: torch.device) -> "Features":
         """Move both tensors to a device."""
         return Features(self.vectors.to(device), self.labels.to(device))
+
+
+class EncodedBatch(NamedTuple):
+    """Tokens of a batch of images."""
+
+    tokens: Tensor
+    """float32 [L B P+N D], on the device of the forward passes."""
+    rest: Sequence[Any]
+    """What the dataset's samples have after the pixels, in batches."""
 
 
 @torch.no_grad()
@@ -84,7 +94,7 @@ def extract_dataset_features(
         encode_images(encoder, images, data, config, device, bandwidth=bandwidth) as batches,
         tqdm(total=count, desc=split, unit="image", leave=False, disable=None) as bar,
     ):
-        for tokens, batch_labels in batches:
+        for (tokens,), (batch_labels,) in batches:
             pooled = pool_tokens(encoder.network, tokens, config.pool)
             if start == 0:  # allocated once: concatenating parts would need twice the memory
                 vectors = torch.empty(count, pooled.shape[1])
@@ -102,9 +112,9 @@ def encode_images(
     data: DataConfig,
     config: FrozenNetworkConfig,
     device: torch.device,
-    encode: Callable[[Tensor], Tensor] | None = None,
+    layers: Sequence[int] = (),
     bandwidth: int | None = None,
-) -> Iterator[Iterator[tuple[Any, ...]]]:
+) -> Iterator[Iterator[EncodedBatch]]:
     """Encode a dataset in its order, a batch at a time, under the watchdog.
 
     Args:
@@ -114,13 +124,13 @@ def encode_images(
         config: batch size, workers, precision, and seconds without a batch after which the watchdog
             ends the process.
         device: device of the forward passes.
-        encode: from normalised images [B C H W] to tokens; the encoder's own by default.
+        layers: blocks whose tokens to return (see `encode_layers`); empty for the encoder's own
+            features, so that L = 1.
         bandwidth: bandwidth of a low-pass filter applied to the images, along their shorter side;
             none by default.
 
     Yields:
-        An iterator of tokens, float32 [B P+N D] on the device, and the rest of each batch of
-        `images`.
+        An iterator of the encoded batches.
 
     Raises:
         UserError: tokens are not finite.
@@ -132,7 +142,7 @@ def encode_images(
     loader = data_loader(images, num_workers, batch_size=config.batch_size)
 
     @torch.no_grad()
-    def encoded(batch: Sequence[Any]) -> tuple[Any, ...]:
+    def encoded(batch: Sequence[Any]) -> EncodedBatch:
         pixels, *rest = batch
         pixels = normalise(pixels.to(device), data.mean, data.std)
         if bandwidth is not None:
@@ -140,14 +150,14 @@ def encode_images(
             scale = bandwidth / min(height, width)
             pixels = low_pass(pixels, (round(scale * height), round(scale * width)))
         with autocast(dtype, device):
-            tokens = (encode or encoder.encode)(pixels)
+            tokens = encode_layers(encoder, layers, pixels)
         if not torch.isfinite(tokens).all():
             raise UserError(
                 "the encoder's features are not finite: its weights are damaged, or precision "
                 f"{config.precision} overflows"
             )
         heartbeat()
-        return tokens.float(), *rest
+        return EncodedBatch(tokens.float(), rest)
 
     with (
         hang_watchdog(config.step_timeout),
