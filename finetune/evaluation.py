@@ -39,9 +39,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
     Returns:
         `data`, the name of the data; `settings`, if any differ from the defaults; `top1` and `top5`
-        in percent; `loss`; `images`, their number; if the data have fewer classes than the
-        checkpoint, `classes` and `classes_of_checkpoint`; and `provenance`: checkpoint, weights and
-        all settings.
+        in percent; `val_loss`; `val_images`, the number scored; if the data have fewer classes than
+        the checkpoint, `classes` and `classes_of_checkpoint`; and `provenance`: checkpoint, weights
+        and all settings.
 
     Raises:
         UserError: the checkpoint is not a classifier, or does not fit the data.

@@ -35,7 +35,7 @@ class PeriodicEvaluation(Periodic):
         check_state(run)
         scores = self._score(run.state.model)
         if ema is not None:
-            raw = {f"raw_{name}": scores[name] for name in ("top1", "top5", "loss")}
+            raw = {f"raw_{name}": scores[name] for name in ("top1", "top5", "val_loss")}
             scores = self._score(ema.module) | raw
         if logger is None:
             return

@@ -52,7 +52,7 @@ def finish(run: Run, logger: RunLogger | None) -> None:
         best = max(scores, key=lambda row: row["top1"])
         results = {key: value for key, value in scores[-1].items() if key not in {"step", "time"}}
         results |= {"best_top1": best["top1"], "best_step": best["step"]}
-    results |= {"train_images": run.plan.images}
+    results |= {"images": run.plan.images}
     write_results(run, logger, results)
 
 

@@ -45,13 +45,13 @@ class Scores:
     """int64 [C C]: images of class i (row) predicted as class j; None if C is too large."""
 
     def summary(self) -> dict[str, Any]:
-        """Return top-1 and top-5 in percent, the loss, and the number of images."""
+        """Return top-1 and top-5 in percent, the mean loss, and the number of images."""
         images = int(self.images.sum())
         return {
             "top1": round(100 * int(self.correct.sum()) / images, 3),
             "top5": round(100 * self.top5 / images, 3),
-            "loss": round(self.loss, 5),
-            "images": images,
+            "val_loss": round(self.loss, 5),
+            "val_images": images,
         }
 
 

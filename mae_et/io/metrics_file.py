@@ -19,6 +19,20 @@ Row = dict[str, Any]
 MAX_NUMBER = 1e30  # larger values in a row are damage
 
 
+_EARLIER_NAMES = {"loss": "val_loss", "raw_loss": "raw_val_loss", "images": "val_images",
+                  "train_images": "images"}  # fmt: skip
+
+
+def with_current_names(entries: Row) -> Row:
+    """Rename the scores or results of a classifier whose names earlier versions gave otherwise.
+
+    Their `loss` and `images` were of the validation split, not of training as in other rows.
+    """
+    if "top1" not in entries or "val_images" in entries:
+        return entries
+    return {_EARLIER_NAMES.get(key, key): value for key, value in entries.items()}
+
+
 def is_plausible(value: object) -> bool:
     """Return whether a value is a number of ordinary size; a flipped bit can make any."""
     return isinstance(value, (int, float)) and abs(value) < MAX_NUMBER
@@ -53,7 +67,7 @@ def read_metrics(
         try:
             row = json.loads(line)
             if name in SEALED:
-                row = unseal(row)
+                row = with_current_names(unseal(row))
         except (ValueError, RecursionError, TypeError, AttributeError):  # not JSON, or not UTF-8
             row = None
         if isinstance(row, dict) and isinstance(row.get("step"), int) and is_whole(row):

@@ -12,6 +12,7 @@ from typing import Any
 
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
+from mae_et.io.metrics_file import with_current_names
 from mae_et.io.plain_files import read_mapping
 
 RESULTS = "results.json"
@@ -37,7 +38,7 @@ def write_record(folder: Path, record: Record) -> int:
             _write(_own_file(folder, earlier), earlier)
     path = _own_file(folder, record)
     with suppress(UserError):
-        record = read_mapping(path) | record
+        record = with_current_names(read_mapping(path)) | record
     _write(path, record)
     _write(folder / RESULTS, record)
     return len(_own_files(folder)) - 1
@@ -49,9 +50,9 @@ def read_records(folder: Path) -> list[Record]:
     Raises:
         UserError: a file is damaged.
     """
-    found = [read_mapping(path) for path in _own_files(folder)]
+    found = [with_current_names(read_mapping(path)) for path in _own_files(folder)]
     if (folder / RESULTS).exists():
-        latest = read_mapping(folder / RESULTS)
+        latest = with_current_names(read_mapping(folder / RESULTS))
         found = [latest, *(record for record in found if record != latest)]
     return found
 

@@ -9,16 +9,17 @@ from mae_et.io.metrics_file import Row
 Item = TypeVar("Item")
 # Figures to compare, in the order of the columns.
 FIGURES = (
-    "loss", "top1", "top5", "best_top1", "raw_top1", "knn", "linear", "untrained_knn",
+    "loss", "val_loss", "top1", "top5", "best_top1", "raw_top1", "knn", "linear", "untrained_knn",
     "untrained_linear", "probe_knn", "probe_ridge", "probe_effective_rank",
-    "equivalent_epochs", "images", "training_seconds",
+    "equivalent_epochs", "images", "val_images", "training_seconds",
 )  # fmt: skip
 NAMES = {
     "ridge": "linear (ridge)", "probe_knn": "kNN of the last probe",
     "probe_ridge": "linear (ridge) of the last probe",
     "probe_effective_rank": "effective rank of the last probe",
     "probe_time_fraction": "time of probes", "probe_seconds": "probe time",
-    "data_time_fraction": "data wait",
+    "data_time_fraction": "data wait", "val_loss": "validation loss",
+    "raw_val_loss": "raw validation loss", "val_images": "validation images",
     "top1": "top-1", "top5": "top-5", "best_top1": "best top-1", "raw_top1": "raw top-1",
     "raw_top5": "raw top-5", "knn": "kNN", "untrained_knn": "kNN, untrained",
     "untrained_linear": "linear, untrained", "training_seconds": "training time",
@@ -134,7 +135,7 @@ def _images(key: str, results: dict[str, Any]) -> int | None:
         return results.get("probe_val_images")
     provenance = results.get("provenance")
     found = provenance.get("val_images") if isinstance(provenance, dict) else None
-    return found if found is not None or "top" not in key else results.get("images")
+    return found if found is not None or "top" not in key else results.get("val_images")
 
 
 def _nested(results: dict[str, Any], name: str = "") -> Iterator[tuple[str, str]]:

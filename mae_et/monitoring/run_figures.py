@@ -8,6 +8,7 @@ import yaml
 
 from mae_et.config.plain_yaml import parse_yaml
 from mae_et.errors import UserError
+from mae_et.io.metrics_file import with_current_names
 from mae_et.io.plain_files import read_mapping, read_text
 from mae_et.io.score_records import RESULTS, Record, deciding, read_records
 from mae_et.monitoring.figures import FIGURES
@@ -50,7 +51,7 @@ def figures_of(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: a file is damaged.
     """
-    found = _figures(table_of(folder / RESULTS), "")
+    found = _figures(results_of(folder), "")
     own = settings.get("data.root") or settings.get("data.name") or "synthetic"
     for inner in _inner_folders(folder):
         records = read_records(inner)
@@ -86,9 +87,10 @@ def _named(records: list[Record], own: str) -> Iterator[tuple[str, Record]]:
         yield name, record
 
 
-def table_of(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; empty if there is no file."""
-    return read_mapping(path) if path.exists() else {}
+def results_of(folder: Path) -> dict[str, Any]:
+    """Return the results of a run; empty if there are none."""
+    path = folder / RESULTS
+    return with_current_names(read_mapping(path)) if path.exists() else {}
 
 
 def _figures(results: dict[str, Any], prefix: str) -> dict[str, Any]:

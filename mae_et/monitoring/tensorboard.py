@@ -100,15 +100,15 @@ class TensorBoardWriter:
         step, when = row["step"], row["time"]
         compute = round(1000 * self.plan.progress(step) * self.plan.equivalent_epochs)
         for key, value in row.items():
-            if key in {"step", "time", "images", *PROBED_IMAGES}:  # numbers of images are constant
+            if key in {"step", "time", *PROBED_IMAGES}:  # numbers of images are constant
                 continue
             tag = SCORE_TAGS.get(key, f"accuracy/{key}")
             if key.endswith("loss"):
-                tag = f"loss/{key.replace('loss', 'validation')}"
+                tag = f"loss/{key.replace('val_loss', 'validation')}"
             self._add(tag, value, step, when)
             if tag.startswith("speed/"):
                 continue
-            name = key.replace("loss", "validation_loss")
+            name = key.replace("val_loss", "validation_loss")
             self._add(f"vs_compute/{name}", value, compute, when)
             self._add(f"vs_images/{name}", value, step * self.plan.batch_size, when)
 

@@ -46,7 +46,7 @@ class Terminal:
 
     def show_scores(self, step: int, scores: dict[str, Any]) -> None:
         """Show validation or probe scores, accuracies with their standard errors."""
-        images = scores.get("val_images", scores.get("images"))
+        images = scores.get("val_images")
         shown = " | ".join(
             f"{figure_name(key)} {value:.1f} s"
             if key == "probe_seconds"

@@ -95,7 +95,10 @@ def test_other_architectures_are_fine_tuned_resumed_scored_and_exported(
             classify(first)
     results = classify(first)  # around its own checkpoint
     found = evaluate(EvaluateConfig(tmp_path / "tuned", device="cpu", num_workers=0))
-    assert (found["top1"], found["loss"]) == (results["top1"], pytest.approx(results["loss"]))
+    assert (found["top1"], found["val_loss"]) == (
+        results["top1"],
+        pytest.approx(results["val_loss"]),
+    )
     assert classify(config(tmp_path / "tuned", "again"))["images"] == 10
     assert "knn" in knn(ProbeConfig(path, device="cpu", num_workers=0))
     # Both open in timm under the name of the architecture.

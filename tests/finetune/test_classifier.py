@@ -104,11 +104,11 @@ def test_evaluating_a_finished_run_gives_its_own_scores(small) -> None:
     scores = read_metrics(folder, SCORES)
     assert [row["step"] for row in scores] == [10, 20]
     assert results["best_top1"] == max(row["top1"] for row in scores)
-    assert results["images"] == 30
+    assert (results["val_images"], results["images"]) == (30, 20 * config.optim.batch_size)
     again = evaluate(EvaluateConfig(folder, device="cpu", num_workers=0))
-    for key in ("top1", "top5", "loss"):
+    for key in ("top1", "top5", "val_loss"):
         assert again[key] == pytest.approx(results[key], abs=1e-4)
-    assert results["raw_loss"] != results["loss"]
+    assert results["raw_val_loss"] != results["val_loss"]
     best = evaluate(EvaluateConfig(folder, weights="best", device="cpu", num_workers=0))
     assert best["top1"] == results["best_top1"]
     assert read_classifier_config(folder) == config
@@ -141,7 +141,7 @@ def test_the_moving_average_follows_steps_of_the_users_own(small) -> None:
         return update(run, stage, batches, loss_of)
 
     results = classify(small("--optim.ema=1e-9"), step=own_step)
-    assert results["loss"] == pytest.approx(results["raw_loss"], rel=1e-5)
+    assert results["val_loss"] == pytest.approx(results["raw_val_loss"], rel=1e-5)
 
 
 RESNET = ["--model.backbone=test_resnet", "--model.encoder_num_heads=null",
@@ -164,7 +164,9 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(small, flag
     classify(config)
     weights = [(c.output.dir / "model.safetensors").read_bytes() for c in (whole, config)]
     assert weights[0] == weights[1]
-    scores = [[row["loss"] for row in read_metrics(c.output.dir, SCORES)] for c in (whole, config)]
+    scores = [
+        [row["val_loss"] for row in read_metrics(c.output.dir, SCORES)] for c in (whole, config)
+    ]
     assert scores[0] == scores[1]
     assert len(list_checkpoints(config.output.dir / "checkpoints")) == 2
 
@@ -188,7 +190,7 @@ def test_a_run_killed_before_its_score_ends_like_an_uninterrupted_one(
     best = [(folder / "best.safetensors").read_bytes() for folder in (whole, config.output.dir)]
     assert best[0] == best[1]
     scores = [
-        [(row["step"], row["loss"]) for row in read_metrics(folder, SCORES)]
+        [(row["step"], row["val_loss"]) for row in read_metrics(folder, SCORES)]
         for folder in (whole, config.output.dir)
     ]
     assert scores[0] == scores[1]
@@ -268,7 +270,7 @@ def test_a_classifier_s_run_folder_is_fine_tuned_evaluated_and_probed(small, cap
     assert again["top1"] >= 0
     assert "model   ViT of width 32 and depth 2, " in capsys.readouterr().err
     assert main(["evaluate", f"--checkpoint={folder}", "--data.synthetic_val=20"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["images"] == 20
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["val_images"] == 20
     assert main(["knn", f"--checkpoint={folder}", "--num_workers=0"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["data"] == "synthetic"
     assert main(["export", "--format=hf", "--output=x", f"--checkpoint={folder}"]) == 2
@@ -301,7 +303,7 @@ def test_scores_equal_scikit_learn_s_and_each_image_counts_once_over_ranks(monke
     assert summary["top1"] == pytest.approx(100 * int(whole.correct.sum()) / 53, abs=1e-3)
     top5 = top_k_accuracy_score(labels, logits.numpy(), k=5)
     assert summary["top5"] == pytest.approx(100 * top5, abs=1e-3)
-    assert summary["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-4)
+    assert summary["val_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-4)
     half = score(network, source, data, 32, DistributedContext(0, 1, cpu), torch.bfloat16, 8, 0)
     assert whole.loss != half.loss == pytest.approx(whole.loss, rel=0.01)
     monkeypatch.setattr(distributed, "all_reduce_sum", lambda values, world: values)

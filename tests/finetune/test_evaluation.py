@@ -68,7 +68,7 @@ def run(tmp_path_factory) -> Path:
 
 def test_a_run_s_own_folder_is_scored_on_the_images_held_out(run: Path, capsys) -> None:
     results = evaluate(EvaluateConfig(run, num_workers=0, device="cpu"))
-    assert (results["images"], results["top1"]) == (12, 100)
+    assert (results["val_images"], results["top1"]) == (12, 100)
     assert "scoring the 12 of 60 images that were held out in training" in capsys.readouterr().err
 
 
@@ -81,7 +81,7 @@ def test_scores_name_the_weights_that_were_selected_on_the_images(run: Path, cap
         found[weights] = results
         assert results["provenance"]["weights_of"] == weights
         assert results["provenance"]["image_size"] == [32, 32]
-        assert results["provenance"]["val_images"] == results["images"]
+        assert results["provenance"]["val_images"] == results["val_images"]
     assert "settings" not in found["last"]
     assert found["best"]["settings"] == "weights=best"
     last, best = (read_weight_file(run / f"{name}.safetensors") for name in ("model", "best"))
@@ -92,7 +92,7 @@ def test_scores_name_the_weights_that_were_selected_on_the_images(run: Path, cap
 
 def test_every_image_of_another_folder_without_splits_is_scored(run, tmp_path, capsys) -> None:
     results = score(run, folder(tmp_path / "other", {name: name for name in COLOURS}))
-    assert (results["images"], results["top1"]) == (20, 100)
+    assert (results["val_images"], results["top1"]) == (20, 100)
     said = capsys.readouterr().err
     assert "has no split folders: scoring all of its images" in said
     assert "classes matched by name" in said
@@ -102,7 +102,7 @@ def test_a_folder_with_splits_is_scored_on_its_validation_split(run, tmp_path) -
     classes = {name: name for name in COLOURS}
     folder(tmp_path / "other" / "train", classes, images=2)
     folder(tmp_path / "other" / "val", classes, images=3)
-    assert score(run, tmp_path / "other")["images"] == 12
+    assert score(run, tmp_path / "other")["val_images"] == 12
 
 
 def test_keys_that_would_change_nothing_are_refused(run: Path, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_validation_split_is_scored_by_its_own_classes(run, tmp_path, train) -
     folder(tmp_path / "lacks" / "train", dict.fromkeys(train, "red"), images=1)
     folder(tmp_path / "lacks" / "val", {"red": "red", "grey": "grey"})
     results = score(run, tmp_path / "lacks")
-    assert (results["images"], results["top1"], results["classes"]) == (10, 100, 2)
+    assert (results["val_images"], results["top1"], results["classes"]) == (10, 100, 2)
 
 
 def test_images_of_one_class_are_no_evaluation(run, tmp_path) -> None:
@@ -179,7 +179,7 @@ def assert_scores(found: dict, logits_of, root: Path) -> None:
     joined, truth = torch.cat(logits), torch.tensor(labels)
     top1 = 100 * (joined.argmax(1) == truth).float().mean().item()
     assert found["top1"] == pytest.approx(top1, abs=1e-3)
-    assert found["loss"] == pytest.approx(F.cross_entropy(joined, truth).item(), abs=1e-4)
+    assert found["val_loss"] == pytest.approx(F.cross_entropy(joined, truth).item(), abs=1e-4)
 
 
 def vit(**settings) -> torch.nn.Module:

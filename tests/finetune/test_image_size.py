@@ -95,7 +95,7 @@ def test_a_checkpoint_is_fine_tuned_scored_and_exported_at_a_rectangle(command, 
     flops = training_flops(network.to("meta").eval(), 3, lambda _: (32, 128))
     assert plan["base_cost"] == flops(32)
     scores = command("evaluate", f"--checkpoint={run}")
-    assert (scores["top1"], scores["loss"]) == (results["top1"], results["loss"])
+    assert (scores["top1"], scores["val_loss"]) == (results["top1"], results["val_loss"])
     path = tmp_path / "timm.safetensors"
     command("export", f"--checkpoint={run}", "--format=timm", f"--output={path}")
     assert torch.equal(load_file(path)["pos_embed"], weights.encoder["pos_embed"])

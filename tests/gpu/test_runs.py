@@ -164,7 +164,7 @@ def test_a_classifier_trains_like_one_on_the_cpu(
     def run(place: str, *more: str) -> tuple[Path, float]:
         folder = tmp_path / place
         config = load_config(ClassifierConfig, [recipe], [*flags, f"--output.dir={folder}", *more])
-        return folder, classify(config)["loss"]
+        return folder, classify(config)["val_loss"]
 
     plain, expected = run("plain", "--efficiency.precision=fp32")
     on = f"--efficiency.device={device.type}"

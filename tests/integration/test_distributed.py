@@ -71,8 +71,8 @@ def test_ranks_score_the_classifier_that_they_save(tmp_path: Path) -> None:
         folder = tmp_path / str(ranks)
         found = evaluate(EvaluateConfig(folder, device="cpu", num_workers=0))
         # Each rank has its own batch-norm statistics; the scores are of the saved ones.
-        assert found["loss"] == pytest.approx(results[-1]["loss"], abs=1e-4)
-        assert found["images"] == results[-1]["images"] == 31
+        assert found["val_loss"] == pytest.approx(results[-1]["val_loss"], abs=1e-4)
+        assert found["val_images"] == results[-1]["val_images"] == 31
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,21 @@ def test_a_classifier_in_the_folder_of_its_run_has_no_row_of_its_own(tmp_path: P
     assert (row["run"], row["loss"], row["finetune top1"]) == ("a", "0.5", "70")
 
 
+def test_losses_and_images_of_training_and_of_validation_are_different_columns(tmp_path) -> None:
+    """Also in the files of earlier versions, which gave them the same names."""
+    start = written(tmp_path / "a", {"seed": 0}, loss=0.5, images=4000)
+    config = {"model": {"checkpoint": "elsewhere"}}
+    old = written(tmp_path / "old", config, top1=7.0, loss=2.5, images=300, train_images=1216)
+    new = written(tmp_path / "new", config, top1=7.0, val_loss=2.5, val_images=300, images=1216)
+    first, *others = cells(compare(CompareConfig([start, old, new])))
+    assert (first["loss"], first["images"], first["val_loss"], first["val_images"]) == (
+        "0.5", "4000", "", ""
+    )  # fmt: skip
+    for row in others:
+        assert (row["loss"], row["val_loss"]) == ("", "2.5")
+        assert (row["images"], row["val_images"]) == ("1216", "300")
+
+
 def test_a_second_classifier_of_a_run_keeps_its_own_row(tmp_path: Path) -> None:
     start = written(tmp_path / "a", {"seed": 0}, loss=0.5)
     config = {"model": {"checkpoint": str(start)}}

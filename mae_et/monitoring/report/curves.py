@@ -53,7 +53,7 @@ def _group(title: str, records: list[Record]) -> Group:
         charts += [draw.scores(f"Validation top-1 (%) by {by}", axes[by], "top1") for by in axes]
         charts += [
             draw.scores("Validation top-5 (%)", compute, "top5"),
-            draw.scores("Validation loss", compute, "loss"),
+            draw.scores("Validation loss", compute, "val_loss"),
         ]
     for place, (key, measure) in enumerate(draw.probes().items()):
         shown = axes if place == 0 else ["compute"]

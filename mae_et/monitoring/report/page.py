@@ -125,7 +125,7 @@ def _local(seconds: float) -> time.struct_time:
 
 def _tiles(record: Record) -> list[tuple[str, str]]:
     found = record.reached
-    first = ("top1", "best_top1", "top5", "loss", "knn", "linear", "probe_knn")
+    first = ("top1", "best_top1", "top5", "loss", "val_loss", "knn", "linear", "probe_knn")
     keys: list[str] = [key for key in first if key in found]
     keys += [k for k in found if k.endswith((" top1", " top5"))][:2]
     tiles = [(figure_name(key), format_figure(key, found[key])) for key in keys]

@@ -13,7 +13,7 @@ from mae_et.io.metrics_file import METRICS, SCORES, Row, is_plausible, read_metr
 from mae_et.io.plain_files import read_bytes
 from mae_et.monitoring.compare import names_of
 from mae_et.monitoring.probes import MEASURES
-from mae_et.monitoring.run_figures import figures_of, settings_of, table_of
+from mae_et.monitoring.run_figures import figures_of, results_of, settings_of
 from mae_et.runtime.console import say
 
 COLOURS = 8
@@ -79,14 +79,12 @@ class Record:
         so_far: dict[str, Any] = {key: scores.get(key) for key in ("top1", "top5")}
         so_far |= {f"probe_{key}": scores.get(key) for key in MEASURES}
         if self.rows and not self.is_classifier:
-            so_far |= {"loss": self.rows[-1].get("loss"), "images": self.images(self.step)}
+            so_far["loss"] = self.rows[-1].get("loss")
         if self.rows:
+            so_far["images"] = self.images(self.step)
             so_far["equivalent_epochs"] = self.epochs(self.step)
             so_far["training_seconds"] = self.seconds(self.step)
-        found = {key: value for key, value in so_far.items() if value is not None} | self.figures
-        if self.is_classifier:
-            found.pop("images", None)  # for classifiers, the number of validation images
-        return found
+        return {key: value for key, value in so_far.items() if value is not None} | self.figures
 
     def epochs(self, step: float) -> float | None:
         """Return the compute done after a step, in equivalent epochs."""
@@ -141,7 +139,7 @@ def _read(folder: Path, number: int, name: str) -> Record:
         read_plan(plan) if plan.exists() else None,
         _rows_of(folder),
         _rows_of(folder, SCORES),
-        table_of(folder / "results.json"),
+        results_of(folder),
         figures_of(folder, settings),
     )
 

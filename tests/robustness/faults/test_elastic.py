@@ -105,7 +105,7 @@ def test_classifier_resumes_with_other_ranks(tmp_path, command: str) -> None:
     assert len({digest for step in found for digest in step}) == 8 * len(found)  # none alike
     for name, bounds in (
         ("metrics.jsonl", {"loss": 2e-5, "grad_norm": 1e-4}),
-        (SCORES, {"loss": 2e-5, "raw_loss": 2e-5}),
+        (SCORES, {"val_loss": 2e-5, "raw_val_loss": 2e-5}),
     ):
         one, other = (read_metrics(place, name) for place in (clean, folder))
         assert [row["step"] for row in other] == [row["step"] for row in one]
@@ -115,7 +115,7 @@ def test_classifier_resumes_with_other_ranks(tmp_path, command: str) -> None:
             print(f"\n{command}, {name}: {len(pairs)} x {key}, apart by {apart:.1e} at most")
             assert apart < bound
     ends = [json.loads((place / "results.json").read_text()) for place in (clean, folder)]
-    assert [(end["steps"], end["images"]) for end in ends] == [(len(found), 30)] * 2
+    assert [(end["steps"], end["val_images"]) for end in ends] == [(len(found), 30)] * 2
 
 
 def test_changed_batch_size_is_refused(tiny) -> None:
