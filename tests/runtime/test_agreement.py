@@ -17,12 +17,14 @@ from mae_et.runtime.agreement import (
     check_ranks_agree,
     code_version,
     fail_together,
+    source_digest,
     tensor_digests,
 )
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training import extension
 from mae_et.training.find_checkpoint import find_checkpoint
 from mae_et.training.same_ranks import check_same_start
+from slurm.snapshot import snapshot
 
 FORK = multiprocessing.get_context("fork")
 NODE = socket.gethostname()
@@ -163,3 +165,12 @@ def test_code_version_covers_the_sources_and_the_libraries() -> None:
     found = code_version("mae_et", "finetune")
     assert found["torch"] in torch.__version__
     assert found["the code of mae_et"] != found["the code of finetune"]
+
+
+def test_code_has_one_digest_in_a_clone_and_in_the_copy_for_a_job(tmp_path: Path) -> None:
+    copy = snapshot(tmp_path) / "mae_et"
+    (copy / "benchmarks").mkdir(exist_ok=True)
+    (copy / "benchmarks" / "more.py").touch()
+    assert source_digest(copy) == code_version("mae_et")["the code of mae_et"]
+    (copy / "training" / "step.py").write_text("")
+    assert source_digest(copy) != code_version("mae_et")["the code of mae_et"]
