@@ -153,13 +153,15 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
 
     def __len__(self) -> int:
         """Return the number of lists of samples from `start_step` on: micro-batches of a rank."""
-        if self.replay:  # its steps load different numbers of samples
-            return sum(1 for _ in self)
         count = 0
         for stage in self.plan.stages:
             done = min(max(self.start_step - stage.start, 0), stage.steps)
-            micro_batch = self.micro_batch[stage.bandwidth]
-            count += (stage.steps - done) * -(-self._share(stage) // micro_batch)
+            count += (stage.steps - done) * self._lists(self._share(stage), stage)
+        for step in self.steps():  # a resumed stage loads again what it still draws from
+            taken = (step.step + 1 - self.start_step) * step.new
+            if step.stage.start >= self.start_step or taken >= self.replay_images:
+                break
+            count += self._lists(len(step.loaded), step.stage) - self._lists(step.new, step.stage)
         return count
 
     def replays(self, stage: PlannedStage) -> bool:
@@ -193,6 +195,10 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
             dropped = [index for index in leaving if index in held]  # some were not reloaded
             held.difference_update(dropped)
             yield StepSamples(step, stage, loaded, new + again, len(new), dropped)
+
+    def _lists(self, samples: int, stage: PlannedStage) -> int:
+        """Return the number of micro-batches of a step that loads this many samples."""
+        return -(-samples // self.micro_batch[stage.bandwidth])
 
     def _times(self, stage: PlannedStage) -> int:
         return self.replay.get(stage.bandwidth, 1)

@@ -182,3 +182,18 @@ def test_arguments_that_do_not_fit_the_plan_are_refused(arguments, sentence: str
     """Ranks counted from 1 would train on the samples of other steps."""
     with pytest.raises(UserError, match=sentence):
         CurriculumBatchSampler(PLAN, **{"replay_images": 10} | arguments)
+
+
+@pytest.mark.parametrize("kept", [1, 4, 10, 30])
+@pytest.mark.parametrize("micro_batch", [1, 3, 5])
+def test_the_length_with_replay_is_that_of_the_walk(kept: int, micro_batch: int) -> None:
+    for start in range(PLAN.steps + 1):
+        sampler = CurriculumBatchSampler(
+            PLAN, 0, micro_batch, 1, 2, start, replay={16: 3, 32: 2}, replay_images=kept
+        )
+        assert len(sampler) == len(list(sampler)), start
+
+
+def test_the_length_with_replay_needs_no_walk_of_all_steps() -> None:
+    plan = Curriculum((Stage(16, 1, 2),), 32, 8).plan(10**8, 50, 12)
+    assert len(CurriculumBatchSampler(plan, 0, start_step=7, **REPLAYED)) > 10**8
