@@ -19,7 +19,7 @@ from mae_et.checkpoints.timm_conversion import converted_by_timm
 from mae_et.config.model_names import suggest_model
 from mae_et.errors import UserError, listed, one_line
 from mae_et.models.encoder import check_settings_of
-from mae_et.runtime.console import notify, say
+from mae_et.runtime.console import notify
 
 # Projection heads of self-supervised training (SwAV, MoCo, BYOL, SimSiam, Barlow Twins).
 PROJECTIONS = ("projection_head.", "prototypes.", "projector.", "predictor.")
@@ -105,7 +105,7 @@ def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str)
             raise UserError(f"{checkpoint} holds {what}: {advice}")
         raise UserError(f"{name} and {checkpoint} differ: {mismatch}")
     if projections:
-        say(f"{checkpoint}: its projection is not used ({listed(projections)})")
+        notify(f"{checkpoint}: its projection is not used ({listed(projections)})")
     network.load_state_dict(kept, strict=False)
     if any(name.startswith(heads) for name in kept if name in ours):
         report_kept_head(checkpoint, timm_classes(checkpoint) or (), network.num_classes)

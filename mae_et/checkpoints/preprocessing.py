@@ -6,7 +6,7 @@ from typing import Any
 
 from mae_et.config.data import DataConfig
 from mae_et.errors import UserError
-from mae_et.runtime.console import say
+from mae_et.runtime.console import is_main, say
 
 # Fixed for all evaluation views of mae-et.
 INTERPOLATION, CROP_MODE = "bicubic", "center"
@@ -145,13 +145,15 @@ class Preprocessing:
 
 
 def report_preprocessing(recorded: Preprocessing | None, data: DataConfig, path: object) -> None:
-    """Report differences from the training preprocessing, if known, in one line on stderr.
+    """Report differences from the training preprocessing, if known, in one line from rank 0.
 
     Args:
         recorded: how the images of the checkpoint's training were prepared; None if unknown.
         data: how they are prepared now.
         path: the checkpoint.
     """
+    if not is_main():
+        return
     if recorded is None:
         say(
             f"{path} records no statistics of its images, which are normalised with "

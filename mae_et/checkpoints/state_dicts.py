@@ -18,7 +18,7 @@ from mae_et.checkpoints.hugging_face_config import folder_of
 from mae_et.checkpoints.other_names import renamed_to_timm
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.errors import UserError, listed
-from mae_et.runtime.console import say
+from mae_et.runtime.console import notify
 
 Tensors = dict[str, Tensor]
 
@@ -87,7 +87,7 @@ def find_state_dict(
         cause = "several sets of weights" if chosen else f"nothing under {key!r}"
         raise UserError(f"{path} holds {cause}: choose one with checkpoint_key ({choices})")
     if not averages and (nameless := _nameless_average(payload)):
-        say(f"{path}: the moving average in {nameless} has no names and is not used")
+        notify(f"{path}: the moving average in {nameless} has no names and is not used")
     return _as_float32(path, found[chosen[0]])
 
 
@@ -113,7 +113,9 @@ def _average(path: Path, found: dict[str, Tensors], average: str, others: list[s
     lacking = sorted(n for n in weights.keys() - tensors.keys() if n.rpartition(".")[0] in modules)
     unused = ", ".join(label or "the file itself" for label in others)
     rest = f"; it lacks {listed(lacking, 3)}, taken from {unused}" if lacking else ""
-    say(f"{path}: taking the moving average {average}, not {unused} (checkpoint_key chooses){rest}")
+    notify(
+        f"{path}: taking the moving average {average}, not {unused} (checkpoint_key chooses){rest}"
+    )
     return _as_float32(path, {name: weights[name] for name in lacking} | tensors)
 
 

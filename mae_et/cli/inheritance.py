@@ -13,7 +13,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.data.layout import ROOTED
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
-from mae_et.runtime.console import say
+from mae_et.runtime.console import is_main, say
 
 
 def inherited_keys(command: str, config: object) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def data_of_checkpoint(config: FrozenNetworkConfig) -> DataConfig | None:
     if run is not None:
         return run.data
     data = stored_data(path, config.checkpoint_key, named)
-    if named is not None and data is not None:
+    if named is not None and data is not None and is_main():
         say(
             f"images as timm records for {named}, unless given: data.mean "
             f"{list(data.mean)}, data.std {list(data.std)}, data.eval_crop {data.eval_crop}"

@@ -109,7 +109,7 @@ def wrap(run: Run) -> nn.Module:
     if run.compiled:
         network = compile_network(network, len(plan.bandwidths))
     if run.replays:
-        run.graphs = GraphedPasses(run.trained, required=efficiency.cuda_graphs is True)
+        run.graphs = GraphedPasses(run.trained, efficiency.cuda_graphs is True, world)
         run.flat_gradients = FlatGradients(run.trained, world)
     elif world.size > 1 and efficiency.sharding == "none":
         devices = [world.device.index] if world.device.type == "cuda" else None

@@ -17,14 +17,15 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.data.batch import AnyBatch
 from mae_et.data.device_copy import ON_CPU
-from mae_et.errors import RunFailed, one_line, require
+from mae_et.errors import RunFailed, listed, one_line, require
+from mae_et.runtime.agreement import all_gather_json
 from mae_et.runtime.console import say
+from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.system_errors import is_out_of_gpu_memory
 from mae_et.runtime.watchdog import heartbeat
 
@@ -76,11 +77,17 @@ class GraphedPasses:
     Args:
         parameters: parameters that passes compute gradients of.
         required: raise if a pass cannot be captured; otherwise print a line and run all passes
-            eagerly.
+            eagerly, on all ranks.
+        world: ranks that run the same passes; captures are collectives.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], required: bool = False):
-        self.parameters, self.required = list(parameters), required
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        required: bool = False,
+        world: DistributedContext | None = None,
+    ):
+        self.parameters, self.required, self.world = list(parameters), required, world
         self.enabled = True
         self.key: object = None
         self.batch: Any = None
@@ -130,10 +137,11 @@ class GraphedPasses:
         torch.cuda.empty_cache()
 
     def _capture(self, work: Pass, first: bool) -> bool:
-        """Capture a pass; return whether this succeeded."""
+        """Capture a pass; return whether this succeeded on all ranks."""
         heartbeat()
         if first:
             self._warm_up(work)
+        reason = ""
         try:
             pool = self.graphs[True].pool if self.graphs else None
             self.graphs[first] = record(work, self.batch, pool)
@@ -145,18 +153,28 @@ class GraphedPasses:
                 raise RunFailed(
                     f"efficiency.cuda_graphs true: the pass cannot be captured: {reason}"
                 ) from error
-        else:
+        # Outside `except`, because the error holds the memory of the capture.
+        if self._succeeded(reason):
             if first:
                 self.gradients = [parameter.grad for parameter in self.parameters]
             heartbeat()
             return True
-        # Outside `except`, because the error holds the memory of the capture.
-        # Every rank waits for one that runs eagerly, so each such rank says so.
-        where = f" on rank {dist.get_rank()}" if dist.is_initialized() else ""
-        say(f"passes are not replayed{where} (efficiency.cuda_graphs auto): {reason}")
         self.enabled = False
         self._release(self.gradients)  # keep those of the step's earlier passes
         return False
+
+    def _succeeded(self, reason: str) -> bool:
+        """Return whether no rank has a reason to run eagerly, for which all ranks would wait."""
+        if self.world is None or self.world.size == 1:
+            failed = {0: reason} if reason else {}
+        else:
+            reasons = all_gather_json(reason, self.world)
+            failed = {rank: each for rank, each in enumerate(reasons) if each}
+        if failed and (self.world is None or self.world.is_main):
+            on = f" (rank {listed([*failed])})" if self.world and self.world.size > 1 else ""
+            reason = next(iter(failed.values()))
+            say(f"passes are not replayed (efficiency.cuda_graphs auto): {reason}{on}")
+        return not failed
 
     def _warm_up(self, work: Pass) -> None:
         """Run the pass without capturing it, on its own stream, as torch.cuda.graph does."""

@@ -59,7 +59,6 @@ def wait_for_other_processes(world: DistributedContext, seconds: float = 30) -> 
             say(f"other processes hold {amount}; waiting up to {seconds:g} s for them")
             said = True
         if time.monotonic() >= end:
-            say("other processes still hold memory: micro-batches that fit now are not kept")
             return True
         time.sleep(min(1.0, seconds))
     return False

@@ -50,6 +50,8 @@ def fit_micro_batch(
     """
     kept: dict[int, int] | None = (saved or {}).get("micro_batch")
     crowded = distributed.any_rank(wait_for_other_processes(run.world), run.world)
+    if crowded and run.world.is_main:
+        say("other processes still hold memory: micro-batches that fit now are not kept")
     distributed.connect(run.world)
     if kept and _all_fit(run, kept, attempt):
         sizes = kept

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from ranks import CLASSIFIER, run, start
 from tiny_run import TINY
@@ -61,12 +62,18 @@ def test_interrupted_ranks_resume_to_the_weights_of_an_uninterrupted_run(tmp_pat
 
 
 def test_ranks_score_the_classifier_that_they_save(tmp_path: Path) -> None:
-    """An odd number of validation images, each counted once."""
+    """An odd number of validation images, each counted once. What is said is said once."""
     results = []
+    network = timm.create_model("resnet10t", num_classes=0).state_dict()
+    weights = network | {"projector.weight": torch.ones(1)}
+    torch.save({"model": weights, "model_ema": weights}, tmp_path / "start.pth")
     for ranks in (1, 2):
-        flags = ["--curriculum.epochs=1"]
-        done = run(tmp_path, ranks, *flags, command="supervised", yaml=CLASSIFIER)
+        flags = ["--curriculum.epochs=1", "--data.name=synthetic"]
+        flags += [f"--model.checkpoint={tmp_path / 'start.pth'}"]
+        done = run(tmp_path, ranks, *flags, command="finetune", yaml=CLASSIFIER)
         assert done.returncode == 0, done.stderr
+        said = [line for line in done.stderr.splitlines() if "start.pth" in line]
+        assert len(set(said)) == len(said) == 3  # moving average, projection, statistics
         results.append(json.loads(done.stdout))
         folder = tmp_path / str(ranks)
         found = evaluate(EvaluateConfig(folder, device="cpu", num_workers=0))

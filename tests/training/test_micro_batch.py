@@ -161,13 +161,14 @@ def test_a_pass_is_measured_beside_what_loading_holds(tiny, monkeypatch) -> None
     assert peaks[2] - peaks[1] == 4 * 10**7
 
 
-def test_sizes_measured_beside_other_processes_are_not_kept(tiny, monkeypatch) -> None:
+def test_sizes_measured_beside_other_processes_are_not_kept(tiny, monkeypatch, capsys) -> None:
     """As after a quick restart: a later start would wrongly take them for all that fits."""
     monkeypatch.setattr(micro_batch, "wait_for_other_processes", lambda _: True)
     monkeypatch.setattr(micro_batch, "available_memory", lambda _: int(1.235 * 2**20))
     run = built(tiny)
     assert run.micro_batch[32] < 12
     assert run.state.micro_batch is None
+    assert "micro-batches that fit now are not kept" in capsys.readouterr().err
 
 
 def test_fitted_micro_batches_of_batch_norm_classifiers_are_even(tmp_path, monkeypatch) -> None:
