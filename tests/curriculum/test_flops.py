@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from oracles import mae_flops
+from torch.utils.flop_counter import FlopCounterMode
 
 from mae_et.config.model import ModelConfig
 from mae_et.curriculum.flops import training_flops
@@ -35,6 +36,24 @@ def test_flops_from_sizes_are_those_counted_in_the_network(settings: dict) -> No
     counted = training_flops(partial(model, every_patch=True), config.channels)
     assert known is not None
     assert known(config.image_size) == counted(config.image_size)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "saved"),
+    [("vit_tiny_patch16_224", 0.030), ("vit_small_patch16_224", 0.026),
+     ("vit_base_patch16_224", 0.018)],
+)  # fmt: skip
+def test_training_skips_as_many_flops_as_the_pages_say(encoder: str, saved: float) -> None:
+    """Plans count the published decoder, which predicts every patch."""
+    config = ModelConfig(encoder=encoder)
+    known = mae_training_flops(config)
+    assert known is not None
+    with torch.device("meta"):
+        model = MaskedAutoencoder.from_config(config)
+    for bandwidth in (96, 224):
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, bandwidth, bandwidth, device="meta")).loss.backward()
+        assert 1 - counter.get_total_flops() / known(bandwidth) == pytest.approx(saved, abs=1e-3)
 
 
 def test_sizes_of_encoders_are_timm_s() -> None:
