@@ -1,7 +1,9 @@
 """Check a job's model, checkpoint and data before submission, where this machine has access."""
 
 import os
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 from typing import get_args
 
 from finetune.config import ClassifierConfig
@@ -17,12 +19,18 @@ from mae_et.config.data import DataConfig
 from mae_et.config.model_names import check_model
 from mae_et.config.schema import PretrainConfig, RunConfig
 from mae_et.curriculum.mae_cost import ENCODERS
+from mae_et.curriculum.schedule import check_batch
+from mae_et.data.datasets import open_dataset
 from mae_et.data.layout import EXTENSIONS, ROOTED, Split, data_root, is_folder, split_folder
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_mapping
 from mae_et.runtime.console import say
 from mae_et.training.plan import curriculum_of
 from slurm.events import events_file
+
+LISTING_SECONDS = 5.0
+_COUNTED: dict[str, int | None] = {}
+"""Images by the config of their data, which the runs of a sweep share."""
 
 
 def check_root(data: DataConfig) -> None:
@@ -56,26 +64,59 @@ def check_start(start: Path | None) -> None:
         )
 
 
-def check_plan(config: PretrainConfig) -> None:
+def check_plan(config: PretrainConfig, may_wait: bool) -> None:
     """Refuse an impossible curriculum, or an impossible plan if the number of images is known.
 
-    Folders are not listed, and costs are counted by area, which does not require PyTorch.
+    Costs are counted by area, which does not require PyTorch. `may_wait`: the job may wait for
+    another one that writes its images.
 
     Raises:
         UserError: the error with which the run would fail.
     """
-    curriculum, images = curriculum_of(config), _known_images(config.data)
+    curriculum = curriculum_of(config)
+    images = _known_images(config.data, config.model.channels, may_wait)
     if images is not None and config.init.extends is None:
         curriculum.plan(config.curriculum.epochs, images, config.optim.batch_size)
 
 
-def _known_images(data: DataConfig) -> int | None:
-    """Return the number of training images if a config or a prepared split states it."""
+def _known_images(data: DataConfig, channels: int, may_wait: bool) -> int | None:
+    """Return the number of training images, if it is stated or quickly counted."""
     if data.source == "synthetic":
         return data.synthetic_train
+    if data.source == "folder":
+        root = data.root
+        is_here = root is not None and root.is_dir() and not _is_empty(root)
+        return _count_in_time(data, channels) if is_here and not may_wait else None
     split = data.root / "train" / "split.json" if data.source == "shards" and data.root else None
     found = read_mapping(split).get("images") if split is not None and split.is_file() else None
     return found if isinstance(found, int) else None
+
+
+def _count_in_time(data: DataConfig, channels: int) -> int | None:
+    """Open a folder of images as the run will; None if listing it takes long.
+
+    Raises:
+        UserError: the folder has no images, or the run would refuse them.
+    """
+    if repr(data) not in _COUNTED:
+        found: Future[int] = Future()
+
+        def count() -> None:
+            try:
+                found.set_result(len(open_dataset(data, "train", channels)))
+            except BaseException as error:
+                found.set_exception(error)
+
+        Thread(target=count, daemon=True).start()  # is left alone after a timeout
+        try:
+            _COUNTED[repr(data)] = found.result(LISTING_SECONDS)
+        except TimeoutError:
+            _COUNTED[repr(data)] = None
+            say(
+                f"{data.root} was not listed in {LISTING_SECONDS:g} s: the plan is not checked "
+                "against the number of its images"
+            )
+    return _COUNTED[repr(data)]
 
 
 def check_model_name(config: RunConfig) -> None:
@@ -124,8 +165,10 @@ def _is_unfinished(folder: Path) -> bool:
         return True
 
 
-def check_classifier(kind: str, config: ClassifierConfig) -> None:
-    """Refuse fine-tuning without data, and a folder of images without labels.
+def check_classifier(kind: str, config: ClassifierConfig, may_wait: bool) -> None:
+    """Refuse fine-tuning without data, images without labels, and a batch larger than the dataset.
+
+    `may_wait`: see `check_plan`.
 
     Raises:
         UserError: the error with which the run would fail.
@@ -133,6 +176,9 @@ def check_classifier(kind: str, config: ClassifierConfig) -> None:
     if kind == "finetune":
         check_training_data(config, may_wait=True)
     check_classes(config.data, kind)
+    images = _known_images(config.data, config.model.channels, may_wait)
+    if images is not None:
+        check_batch(config.optim.batch_size, images)
 
 
 def check_classes(data: DataConfig, kind: str) -> None:

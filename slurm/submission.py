@@ -237,10 +237,11 @@ def _check_training(each: Task, cluster: ClusterConfig) -> None:
     batch, ranks = config.optim.batch_size, cluster.ranks
     if batch % ranks:
         raise UserError(f"optim.batch_size {batch} is not divisible by {ranks} ranks")
+    may_wait = cluster.dependency is not None
     if each.kind == "pretrain":
-        preflight.check_plan(config)
+        preflight.check_plan(config, may_wait)
     else:
-        preflight.check_classifier(each.kind, config)
+        preflight.check_classifier(each.kind, config, may_wait)
     written = each.folder / "config.yaml"
     if written.exists():
         saved = {"config": read_text(written)}

@@ -141,13 +141,7 @@ class Curriculum:
             UserError: the dataset is empty, the batch is larger than the dataset, the budget
                 exceeds `MOST_STEPS`, or a stage would have less than one step.
         """
-        if dataset_size < 1:
-            raise UserError("the dataset is empty")
-        require(batch_size > 0, f"optim.batch_size must be positive, got {batch_size}")
-        if batch_size > dataset_size:
-            raise UserError(
-                f"optim.batch_size {batch_size} is larger than the dataset of {dataset_size} images"
-            )
+        check_batch(batch_size, dataset_size)
         _check_budget(epochs, dataset_size / batch_size)
         cost = cost or (lambda bandwidth: float(bandwidth * bandwidth))
         base_cost = cost(self.base)
@@ -195,6 +189,21 @@ class Curriculum:
                 f"curriculum.epochs {epochs:g} must exceed the budget of the run to extend"
             )
         return replace(plan, stages=(*earlier, replace(last, steps=steps)))
+
+
+def check_batch(batch_size: int, dataset_size: int) -> None:
+    """Refuse a batch that a dataset cannot fill.
+
+    Raises:
+        UserError: the dataset is empty, or the batch is larger.
+    """
+    require(dataset_size > 0, "the dataset is empty")
+    require(batch_size > 0, f"optim.batch_size must be positive, got {batch_size}")
+    require(
+        batch_size <= dataset_size,
+        f"optim.batch_size {batch_size} is larger than the dataset of {dataset_size} images: give "
+        "a smaller one (the learning rate scales with it)",
+    )
 
 
 def _check_budget(epochs: float, steps_per_epoch: float) -> None:

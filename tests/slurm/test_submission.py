@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from natural_images import jpeg, natural
 from submitit import DebugExecutor
 
 from mae_et import RunFailed, UserError
@@ -16,7 +18,7 @@ from mae_et.cli.arguments import config_of
 from mae_et.cli.main import main, run
 from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
-from slurm import status, trials
+from slurm import preflight, status, trials
 from slurm.command import CommandLine, follow_up, freeze_configs, parse_task, sweep_tasks
 from slurm.events import read_events, record_event
 from slurm.private import current_umask
@@ -50,7 +52,7 @@ def test_dry_run_prints_script_and_config_without_slurm(place, monkeypatch, caps
      ("--curriculum.epochs=1e18", "curriculum.epochs 1e+18 is a budget of"),
      ("--optim.batch_size=48", "batch_size 48 is larger than the dataset of 40 images"),
      ("--gpus_per_node=5", "optim.batch_size 12 is not divisible by 5 ranks"),
-     ("--output.dir=tiny.yaml/run", "cannot be written to"),
+     ("--output.dir=tiny.yaml/run", "output.dir tiny.yaml/run: Not a directory"),
      ("--output.dir=run%j", "contains %"),
      ("--data.name=folder", "data.root is needed for data.name folder"),
      ("--data.name=shards", "data.root is needed for data.name shards")],
@@ -60,6 +62,30 @@ def test_what_the_run_would_refuse_is_refused(flag: str, sentence: str, place, c
     assert main(["submit", "pretrain", *RUN, flag, "--dry-run"]) == 2
     assert sentence in capsys.readouterr().err
     assert list(place.iterdir()) == [place / "tiny.yaml"]
+
+
+def test_plans_are_checked_against_the_images_of_a_folder_if_these_are_listed_in_time(
+    place: Path, monkeypatch, capsys
+) -> None:
+    """Not if the job waits for another one, which may write them."""
+    for number in range(4):
+        for split in ("train", "val"):
+            path = place / "few" / split / "ab"[number % 2] / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(jpeg(natural(9, 9, number)))
+    few, wait = ["--data.root=few"], "--dependency=afterok:7"
+    train = ["supervised", "--model.backbone=resnet18", "--optim.batch_size=8", *few]
+    for command in (["pretrain", *RUN, *few], [*train, "--output.dir=run"]):
+        assert main(["submit", *command, "--dry-run"]) == 2
+        assert "larger than the dataset of 4 images: give a smaller one" in capsys.readouterr().err
+        assert main(["submit", *command, "--dry-run", wait]) == 0
+    release = threading.Event()
+    monkeypatch.setattr(preflight, "LISTING_SECONDS", 0.01)
+    monkeypatch.setattr(preflight, "open_dataset", lambda *_: release.wait(60) and [])
+    monkeypatch.setattr(preflight, "_COUNTED", {})
+    assert main(["submit", "pretrain", *RUN, *few, "--dry-run"]) == 0
+    assert "few was not listed in 0.01 s: the plan is not checked" in capsys.readouterr().err
+    release.set()
 
 
 def test_two_jobs_with_one_folder_are_refused(place, capsys) -> None:
