@@ -53,7 +53,7 @@ def test_training_skips_as_many_flops_as_the_pages_say(encoder: str, saved: floa
     for bandwidth in (96, 224):
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, bandwidth, bandwidth, device="meta")).loss.backward()
-        assert 1 - counter.get_total_flops() / known(bandwidth) == pytest.approx(saved, abs=1e-3)
+        assert 1 - counter.get_total_flops() / known(bandwidth) == pytest.approx(saved, abs=1.5e-3)
 
 
 def test_sizes_of_encoders_are_timm_s() -> None:
