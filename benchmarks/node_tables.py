@@ -68,7 +68,9 @@ def _exchange(found: dict[str, Any] | None) -> str:
 
 
 def _checkpoint(found: dict[str, Any]) -> str:
+    pause = found["pause_seconds"]
+    waits = "all of it" if pause is None else f"{pause:.2f} s"
     return (
         f"checkpoint: {found['bytes'] / 1e6:,.0f} MB in {found['seconds']:.2f} s to "
-        f"{found['folder']}"
+        f"{found['folder']}; training waits for {waits}"
     )

@@ -19,6 +19,7 @@ from mae_et.curriculum.plan import Plan
 from mae_et.runtime.console import say
 from mae_et.runtime.system_errors import is_out_of_gpu_memory
 from mae_et.training.compile import compiler_fault
+from mae_et.training.host_copy import HostCopy
 from mae_et.training.optim import build_optimizer
 from mae_et.training.plan import micro_batch_size
 from mae_et.training.state import TrainState
@@ -198,7 +199,10 @@ def step_beside(
 
 
 def checkpoint_seconds(config: PretrainConfig, device: torch.device) -> dict[str, Any]:
-    """Time the writing of a checkpoint of the recipe, to the file system of the run folder."""
+    """Time the writing of a checkpoint of the recipe, to the file system of the run folder.
+
+    Also the copy of its state that training waits for; None if there is no memory for one.
+    """
     network, _, _ = network_of(config.model, device, None, config.optim)
     optimizer = build_optimizer(network, config.optim)
     for parameter in network.parameters():
@@ -213,4 +217,10 @@ def checkpoint_seconds(config: PretrainConfig, device: torch.device) -> dict[str
         before = time.perf_counter()
         path = save_checkpoint(Path(folder), state.to_dict(), "", {})
         taken = time.perf_counter() - before
-        return {"folder": str(there), "bytes": path.stat().st_size, "seconds": taken}
+        size = path.stat().st_size
+    host = HostCopy()
+    host.take(state.to_dict())  # allocates
+    before = time.perf_counter()
+    copied = host.take(state.to_dict())
+    pause = None if copied is None else time.perf_counter() - before
+    return {"folder": str(there), "bytes": size, "seconds": taken, "pause_seconds": pause}

@@ -138,7 +138,7 @@ class OutputConfig:
     log_every: Duration = 20
     """Interval between rows of metrics."""
     checkpoint_every: Duration = "2%"
-    """Interval between checkpoints."""
+    """Interval between checkpoints, which are written while training continues."""
     keep_last: int = 2
     """Number of newest checkpoints to keep."""
     keep_every: Duration | None = None

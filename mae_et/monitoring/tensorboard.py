@@ -36,6 +36,7 @@ TAGS = {
     "weight_decay": "schedule/weight_decay",
     "images_per_second": "speed/images_per_second",
     "data_time_fraction": "speed/data_time_fraction",
+    "checkpoint_seconds": "speed/checkpoint_seconds",
     "memory_gib": "speed/memory_gib",
     "grad_norm": "training/grad_norm",
     "skipped_updates": "training/skipped_updates",

@@ -1,25 +1,22 @@
 """The training loop: schedule, step, metrics, when to save and when to stop."""
 
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mae_et.checkpoints.store import prune_checkpoints, save_checkpoint
-from mae_et.config.files import to_yaml
 from mae_et.curriculum.plan import PlannedStage
 from mae_et.data.batch import AnyBatch
 from mae_et.errors import Interrupted
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
 from mae_et.runtime.watchdog import heartbeat
+from mae_et.training.checkpoint_writer import CheckpointWriter
 from mae_et.training.compile import report_compilation
 from mae_et.training.metrics import MetricsWindow
-from mae_et.training.nonfinite import check_state
 from mae_et.training.optim import set_schedule
 from mae_et.training.periodic import Periodic, do_missed_work, do_work
 from mae_et.training.run import Run
@@ -32,6 +29,7 @@ def train(
     batches: Iterator[AnyBatch],
     step: Step[AnyBatch],
     logger: RunLogger | None,
+    checkpoints: CheckpointWriter,
     periodic: Sequence[Periodic] = (),
 ) -> None:
     """Train from the state's step to the plan's last, or until `run.stop_after_step`.
@@ -40,7 +38,9 @@ def train(
         run: the run.
         batches: micro-batches, starting at the state's step.
         step: updates the weights once.
-        logger: records and checkpoints; None on every rank but the main one.
+        logger: records; None on every rank but the main one.
+        checkpoints: writes them, while training continues; the last one, and one after a signal,
+            while it waits.
         periodic: work between steps; its time does not count as training.
 
     Raises:
@@ -57,7 +57,9 @@ def train(
     stopped.saves = world.size > 1  # then all ranks stop at the same step
     heartbeat()
     while state.step < end:
-        asked_to_stop = distributed.any_rank_async(lambda: stopped.signal is not None, world)
+        asked_to_stop = distributed.any_rank_async(
+            lambda: stopped.signal is not None or checkpoints.failed, world
+        )
         stage = take_step(run, batches, step, window)
         stopped.saves = True
         heartbeat()
@@ -75,7 +77,7 @@ def train(
                 if row is not None:
                     logger.log(row)
             if saving:
-                save(run, logger)
+                save(checkpoints, window, waits=stops or state.step == end)
             do_work(due, logger)
         heartbeat()
         if stops:
@@ -110,25 +112,8 @@ def of_stage(batches: Iterator[AnyBatch], stage: PlannedStage) -> Iterator[AnyBa
         yield batch
 
 
-def save(run: Run, logger: RunLogger | None) -> None:
-    """Flush earlier rows, write a checkpoint, and delete superseded ones.
-
-    Every rank takes part, because the state may be sharded; only the main rank has a logger.
-
-    Raises:
-        Diverged: the state is not finite; nothing is written.
-    """
-    check_state(run)
-    state = run.state.to_dict()
-    distributed.run_on_main(partial(_write, run, logger, state), run.world)
-
-
-def _write(run: Run, logger: RunLogger | None, state: dict[str, Any]) -> None:
-    """Write a checkpoint of a state, on the main rank."""
-    if logger is None:
-        return
-    logger.flush()
-    output, plan = run.config.output, run.plan
-    folder = output.dir / "checkpoints"
-    save_checkpoint(folder, state, to_yaml(run.config), plan.to_dict(), run.provenance)
-    prune_checkpoints(folder, output.keep_last, run.keeps)
+def save(checkpoints: CheckpointWriter, window: MetricsWindow, waits: bool) -> None:
+    """Save a checkpoint, and measure for how long it holds up training; see its `save`."""
+    before = time.perf_counter()
+    checkpoints.save(waits)
+    window.checkpoint_seconds += time.perf_counter() - before

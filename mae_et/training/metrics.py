@@ -61,6 +61,8 @@ class MetricsWindow:
         """Seconds spent waiting for batches, on a CPU."""
         self.waits: list[tuple[Any, Any]] = []
         """GPU events around each wait: end of the queued work, arrival of the batch."""
+        self.checkpoint_seconds = 0.0
+        """Seconds for which checkpoints held up training, not counted as training."""
         self.started = now
 
     def timed(self, batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
@@ -155,6 +157,7 @@ class MetricsWindow:
             "seconds": state.seconds,
             "window_steps": self.steps,
             "window_seconds": seconds,
+            "checkpoint_seconds": self.checkpoint_seconds,
         }
         if state.step == self.steps:
             row["loss_at_start"] = sums.first  # the loss before any training

@@ -4,6 +4,7 @@ The decision is made on the device, from all ranks' numbers, so that no rank wai
 and all decide alike. Steps are counted on the host, when a row of metrics is read anyway.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -97,7 +98,11 @@ def check_state(run: Run) -> None:
     A finite gradient can cause them if the learning rate is far too high.
     """
     state = run.state
-    damaged = next((name for name, tensor in _tensors(state) if not tensor.isfinite().all()), None)
+    # A sum is not finite if a number is not (or if it overflows), and takes a fraction of the time.
+    # On a GPU, all are queued before the first is read.
+    summed = [(name, tensor, tensor.detach().sum()) for name, tensor in _tensors(state)]
+    suspects = [(name, tensor) for name, tensor, sum_ in summed if not math.isfinite(sum_.item())]
+    damaged = next((name for name, tensor in suspects if not tensor.isfinite().all()), None)
     if distributed.any_rank(damaged is not None, run.world):
         raise Diverged(
             f"{damaged or 'a weight of another rank'} is not finite after step {state.step}; it is "

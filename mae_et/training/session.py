@@ -29,6 +29,7 @@ from mae_et.runtime.placement import check_own_gpus
 from mae_et.runtime.signals import StopFlag, stop_signals
 from mae_et.runtime.system_errors import explain_system_errors
 from mae_et.runtime.watchdog import hang_watchdog, limit_exit
+from mae_et.training.checkpoint_writer import CheckpointWriter
 from mae_et.training.loop import Step, train
 from mae_et.training.periodic import Periodic
 from mae_et.training.run import Run
@@ -102,7 +103,7 @@ def train_run(
         "decode": "cpu" if decoder is None else decoder.library,
         "decode_cpu_sides": () if decoder is None else decoder.cpu_sides,
     }
-    with run_records(run, files) as logger:
+    with run_records(run, files) as logger, CheckpointWriter(run, logger) as checkpoints:
         if config.data.on_error == "skip":
             run.bad_images = BadImages(
                 dataset, config.data.max_bad_fraction, config.output.dir, world, run.state.step
@@ -114,7 +115,7 @@ def train_run(
         ) as batches:
             if logger is not None and preview is not None:
                 logger.log_preview(preview)  # while loader processes make the first batches
-            train(run, batches, step, logger, periodic)
+            train(run, batches, step, logger, checkpoints, periodic)
             if run.state.step == run.plan.steps:
                 finish(logger)
     distributed.barrier(world)

@@ -87,7 +87,8 @@ def test_small_micro_batch_slower_than_a_large_one_is_marked_and_not_used() -> N
     machine = {"gpus": 8, "device": "X", "cores": 2, "torch": "2", "loader_processes_per_gpu": 2}
     figures = {"machine": machine, "date": "today", "training": rows, "loading": [],
                "exchange": None,
-               "checkpoint": {"bytes": 1, "seconds": 1.0, "folder": "."}}  # fmt: skip
+               "checkpoint": {"bytes": 1, "seconds": 1.0, "pause_seconds": None,
+                              "folder": "."}}  # fmt: skip
     assert node_tables(figures).count("noisy") == 1
     assert "training: one GPU, while the others are idle\nloading: from the page cache" in (
         node_tables(figures)
@@ -115,7 +116,7 @@ def test_node_finds_the_fastest_flags_and_the_hours_that_plan_computes(
     figures: dict[str, Any] = {
         "machine": machine, "date": "today", "exchange": None, "training": training,
         "loading": [row | {"reason": "no time"} for row in loading],
-        "checkpoint": {"bytes": 1, "seconds": 1.0, "folder": "."},
+        "checkpoint": {"bytes": 1, "seconds": 1.0, "pause_seconds": 0.1, "folder": "."},
     }  # fmt: skip
     figures |= summary(plan, figures, 1, 4)
     assert figures["fastest"]["flags"] == ["--efficiency.compile=true", GPU_DECODES]

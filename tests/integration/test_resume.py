@@ -30,7 +30,14 @@ def run_until(config: PretrainConfig, step: int, saving: bool = False) -> None:
     def target() -> None:
         torch.set_num_threads(1)
         if saving:
-            loop.save = before_step(step, kill, loop.save)
+            real = loop.save
+
+            def save(checkpoints, *rest, **more):
+                if checkpoints.run.state.step == step:
+                    kill()
+                real(checkpoints, *rest, **more)
+
+            loop.save = save
         pretrain(config, step=train_step if saving else before_step(step, kill))
 
     process = FORK.Process(target=target)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from processes import exit_code
+from steps import wait_for_checkpoint
 
 from finetune import classify
 from finetune.classifier import classifier_step
@@ -48,16 +49,17 @@ def run_until(config: Any, notes: Path, end: tuple[int, str, signal.Signals] | N
                 "weight_decay": optimizer["weight_decay"],
             }
             if end is not None and end[1] == "step" and fact["step"] == end[0]:
+                wait_for_checkpoint(run)
                 os.kill(os.getpid(), end[2])
             loss, norm = real_step(run, stage, batches, **more)
             with notes.open("a") as file:
                 file.write(json.dumps(fact | {"loss": loss.item(), "norm": norm.item()}) + "\n")
             return loss, norm
 
-        def save(run, logger):
-            if end is not None and end[1] == "save" and run.state.step == end[0]:
+        def save(checkpoints, *rest, **more):
+            if end is not None and end[1] == "save" and checkpoints.run.state.step == end[0]:
                 os.kill(os.getpid(), end[2])
-            real_save(run, logger)
+            real_save(checkpoints, *rest, **more)
 
         loop.save = save
         try:

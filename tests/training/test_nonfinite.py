@@ -4,12 +4,14 @@ import itertools
 import json
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import signal_at
+from torch import nn
 
 from finetune import ClassifierConfig
 from finetune.config import ClassifierOptimConfig, NetworkConfig
@@ -22,7 +24,7 @@ from mae_et.io.metrics_file import read_metrics
 from mae_et.pretraining import train_step
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training import metrics
-from mae_et.training.nonfinite import SCALER_PATIENCE, NonFinite
+from mae_et.training.nonfinite import SCALER_PATIENCE, NonFinite, check_state
 from mae_et.training.run import Run
 from mae_et.training.state import TrainState
 from mae_et.training.step import update
@@ -158,6 +160,19 @@ def test_non_finite_weights_after_a_finite_gradient_are_not_saved(tiny) -> None:
         pretrain(config, step=ruined)
     folder = config.output.dir / "checkpoints"
     assert [path.name[-6:-3] for path in list_checkpoints(folder)] == ["005"]
+
+
+def test_finite_weights_whose_sum_overflows_may_be_saved() -> None:
+    state = SimpleNamespace(
+        model=nn.Linear(2, 2), ema=None, step=1, optimizer=SimpleNamespace(state={})
+    )
+    config = SimpleNamespace(output=SimpleNamespace(dir="run"))
+    run: Any = SimpleNamespace(state=state, world=DistributedContext(0, 1, CPU), config=config)
+    nn.init.constant_(state.model.weight, 3e38)
+    check_state(run)
+    nn.init.constant_(state.model.bias, -math.inf)
+    with pytest.raises(Diverged, match=r"^bias is not finite after step 1"):
+        check_state(run)
 
 
 @settings(max_examples=60)

@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from steps import signal_at
+from steps import signal_at, wait_for_checkpoint
 from tiny_run import GOLDEN, IMAGES
 
 from mae_et import Interrupted, RunFailed, UserError, pretrain
@@ -272,6 +272,7 @@ def test_reconstructions_follow_the_checkpoint_and_wait_for_the_resume_after_a_s
     checkpoints, drawn = config.output.dir / "checkpoints", []
 
     def watched(self, logger):
+        wait_for_checkpoint(self.run)
         assert newest_checkpoint(checkpoints)["step"] == self.run.state.step
         drawn.append(self.run.state.step)
         draw(self, logger)

@@ -29,6 +29,7 @@ def main(fault: str, arguments: list[str]) -> int:
     return command_line(arguments)
 
 
+sys.path.append(str(Path(__file__).parents[2] / "support"))
 STEPS = {"mae_et.pretraining": "train_step", "finetune.classifier": "classifier_step"}
 
 
@@ -41,10 +42,12 @@ def replace_steps(around) -> None:
 
 def at_step(step: int, strike) -> None:
     """Call `strike` before a step, which then continues."""
+    from steps import wait_for_checkpoint
 
     def around(real):
         def struck(run, *rest, **keywords):
             if run.state.step == step:
+                wait_for_checkpoint(run)
                 strike()
             return real(run, *rest, **keywords)
 

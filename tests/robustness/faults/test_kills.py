@@ -84,9 +84,9 @@ class Strike:
         self._at(Path, "replace", lambda path: self._due(re.findall(r"^\.step-(\d+)", path.name)))
 
     def between_name_and_pruning(self) -> None:
-        loop = importlib.import_module("mae_et.training.loop")
+        writer = importlib.import_module("mae_et.training.checkpoint_writer")
         steps = lambda folder: [path.stem[-8:] for path in list_checkpoints(folder)]  # noqa: E731
-        self._at(loop, "prune_checkpoints", lambda folder: self._due(steps(folder)))
+        self._at(writer, "prune_checkpoints", lambda folder: self._due(steps(folder)))
 
     def in_a_row_of_the_log(self) -> None:
         real, share = RunLogger.log, self.chance.random()
