@@ -146,7 +146,7 @@ def all_gather_rows(rows: Tensor, world: DistributedContext) -> Tensor:
 
 
 def broadcast_buffers(module: nn.Module, world: DistributedContext) -> None:
-    """Copy rank 0's buffers (running statistics) to all ranks, as DistributedDataParallel does."""
+    """Copy rank 0's buffers (running statistics) to all ranks."""
     if world.size > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)

@@ -91,3 +91,4 @@ def test_the_graph_is_static_only_where_no_stage_accumulates(
     assert isinstance(network, DistributedDataParallel)
     assert network.static_graph is static
     assert network.gradient_as_bucket_view
+    assert not network.broadcast_buffers  # which would start each forward pass with an exchange
