@@ -163,6 +163,12 @@ class ClassifierConfig(RunConfig):
             "crop.method decode supports square images only",
         )
 
+    @property
+    def lacks_recipe(self) -> bool:
+        """Whether a checkpoint is fine-tuned with none of what published recipes consist of."""
+        fine_tuned = self.model.checkpoint is not None and self.model.probe == "none"
+        return fine_tuned and self.recipe == RecipeConfig() and self.optim.layer_decay == 1
+
 
 def keys_without_effect(config: ClassifierConfig) -> list[str]:
     """Return the keys that differ from their defaults although this training does not use them."""

@@ -51,6 +51,11 @@ def open_splits(opening: Opening[Splits]) -> Splits:
     config: ClassifierConfig = opening.config
     train = open_labelled(config.data, "train", config.model.channels, "a classifier")
     opening.say(data=describe_data(config.data, train))
+    if config.lacks_recipe:
+        notify(
+            "fine-tuned without augmentation, mixing and layer decay; --config finetune/vit_b16, "
+            "vit_s16, vit_l16 and vit_h14 are the published recipes"
+        )
     if unused := keys_without_effect(config):
         notify(f"keys without effect on this training: {', '.join(unused)}")
     if config.output.evaluate_every is None:

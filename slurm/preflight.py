@@ -207,7 +207,7 @@ def check_classes(data: DataConfig, kind: str) -> None:
         if cause:
             raise UserError(
                 f"the {split} split of data.root {root} has no classes ({cause}): {kind} needs "
-                f"{top.name}/CLASS/*"
+                f"{top.name}/CLASS/* (docs/datasets.md, Folders)"
             )
 
 

@@ -19,7 +19,7 @@ from finetune import ClassifierConfig
 from finetune.config import ClassifierOptimConfig, NetworkConfig, keys_without_effect
 from finetune.model import build_classifier, load_run_network
 from finetune.results import describe
-from mae_et import UserError
+from mae_et import UserError, load_config
 from mae_et.checkpoints.formats import load_weights
 from mae_et.config.data import DataConfig
 from mae_et.io.seals import seal
@@ -176,6 +176,15 @@ def test_keys_without_effect_are_named_and_stay_readable() -> None:
     optim = ClassifierOptimConfig(optimizer="lars", betas=(0.9, 0.95))
     config = ClassifierConfig(model=NetworkConfig(checkpoint=Path("a"), pool="cls"), optim=optim)
     assert keys_without_effect(config) == ["optim.betas"]
+
+
+def test_fine_tuning_without_a_recipe_is_told_from_published_ones_and_probes() -> None:
+    plain = ClassifierConfig(model=NetworkConfig(checkpoint=Path("a")))
+    assert plain.lacks_recipe
+    probe = ClassifierConfig(model=NetworkConfig(checkpoint=Path("a"), probe="linear"))
+    scratch = ClassifierConfig(model=NetworkConfig(backbone="a"))
+    published = load_config(ClassifierConfig, ["finetune/vit_b16"], ["--model.checkpoint=a"])
+    assert not any(config.lacks_recipe for config in (probe, scratch, published))
 
 
 def test_unknown_backbones_and_contradictions_are_refused(tmp_path: Path) -> None:
