@@ -115,6 +115,12 @@ def train_probe(train: tuple[Tensor, Tensor], epochs: int = 100, seed: int = 0) 
             f"linear probe: all learning rates score {scores[0]:.2f} % on the held-out training "
             f"images: {rate} is taken"
         )
+    elif rate in (LEARNING_RATES[0], LEARNING_RATES[-1]):
+        edge, beyond = ("smallest", "smaller") if best == 0 else ("largest", "larger")
+        notify(
+            f"linear probe: the chosen learning rate {rate} is the {edge} of those tried: a "
+            f"{beyond} one might score higher"
+        )
     every = torch.arange(len(features), device=features.device)
     final = train_heads(features, labels, every, mean, std, (rate,), epochs, seed)
     return LinearProbe(mean, std, final, rate, scores[best].item())

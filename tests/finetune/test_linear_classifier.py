@@ -12,6 +12,7 @@ from finetune.linear_classifier import (
     train_heads,
     train_probe,
 )
+from mae_et.runtime.console import notify
 
 
 def test_separable_classes_are_found_and_noise_gives_chance() -> None:
@@ -39,6 +40,19 @@ def test_features_are_standardised_alike_at_every_scale(scale: float) -> None:
     torch.testing.assert_close(scaled.mean / scale, probe.mean)
     torch.testing.assert_close(scaled.std / scale, probe.std)
     torch.testing.assert_close(scaled.head, probe.head)
+
+
+@pytest.mark.parametrize(
+    ("best", "said"),
+    [(0, "rate 0.003 is the smallest of"), (5, "rate 1.0 is the largest of"), (2, "")],
+)
+def test_a_rate_at_the_edge_of_the_grid_is_reported(best, said: str, monkeypatch, capsys) -> None:
+    scores = torch.eye(6)[best]
+    notify.cache_clear()
+    monkeypatch.setattr("finetune.linear_classifier.accuracies", lambda *_: scores)
+    train_probe(clouds(400, 1), epochs=1)
+    heard = capsys.readouterr().err
+    assert said in heard if said else heard == ""
 
 
 def raw_heads(data: Features, rates: tuple[float, ...], epochs: int) -> torch.Tensor:
