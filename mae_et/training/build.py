@@ -118,12 +118,13 @@ def wrap(run: Run) -> nn.Module:
         # expect_autograd_hooks_, torch 2.14) if the first of several backward passes of a run's
         # first step has no exchange.
         accumulates = any(run.accumulation(stage) > 1 for stage in plan.stages)
-        # Buffers are constants, or running statistics: rank 0's are saved, and broadcast to score.
         network = DistributedDataParallel(
             network,
             device_ids=devices,
-            broadcast_buffers=False,
             gradient_as_bucket_view=True,
             static_graph=not accumulates,
         )
+        # Buffers are constants, or running statistics: rank 0's are saved, and broadcast to score.
+        # Set afterwards: torch 2.13 renamed the argument, which would not send them here either.
+        network.broadcast_buffers = False
     return network

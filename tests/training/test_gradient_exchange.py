@@ -74,6 +74,7 @@ def test_a_non_finite_loss_reaches_the_other_ranks_with_the_gradients(alone_in_a
     assert exchanged[0].isnan().all()
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("micro_batch", "compiled", "static"),
     [(6, False, True), (3, False, False), (6, True, True)],
