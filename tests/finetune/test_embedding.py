@@ -1,6 +1,7 @@
 """Features in files: equal to timm's and transformers', in order, and the same after a kill."""
 
 import importlib.util
+import json
 import re
 import shutil
 import time
@@ -31,6 +32,7 @@ from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.errors import RunFailed
 from mae_et.runtime import watchdog
 from mae_et.runtime.watchdog import hang_watchdog
+from mae_et.version import __version__
 
 SMALL = {"depth": 3, "embed_dim": 48, "num_heads": 3, "img_size": 32, "patch_size": 8}
 PAGE = Path(__file__).parents[2] / "docs" / "features.md"
@@ -99,6 +101,11 @@ def test_features_are_timm_s_in_the_order_of_the_listing(place, network, tmp_pat
     if file_type == ".safetensors":
         assert load_file(settings.output)["labels"].tolist() == table["label"].tolist()
     assert {path.suffix for path in tmp_path.iterdir()} <= {file_type, ".csv", ".json"}
+    about = json.loads((tmp_path / "features.json").read_text())
+    checkpoint = str((place / "weights.safetensors").resolve())
+    assert (about["version"], about["checkpoint"]) == (__version__, checkpoint)
+    assert about["image_size"] == [32, 32]
+    assert len(about["weights"]) == 16
 
 
 def test_features_are_those_of_transformers(place, tmp_path) -> None:
