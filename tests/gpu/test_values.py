@@ -17,6 +17,7 @@ from mae_et.data.transforms import normalise
 from mae_et.models.masking import mask_from_noise
 from mae_et.models.targets import patch_targets
 from mae_et.runtime.precision import autocast
+from mae_et.training.host_copy import HostCopy
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -106,3 +107,21 @@ def test_batches_keep_their_pixels_until_queued_kernels_have_read_them(
             torch.cuda._sleep(20_000_000)  # about 10 ms
         read.append(torch.stack(batch.images.aminmax()))
     assert torch.stack(read).tolist() == [[number, number] for number in range(16)]
+
+
+def test_a_state_in_pinned_memory_outlives_the_next_step(device: torch.device) -> None:
+    """Copied behind the kernels that are queued, and before those that change it."""
+    weight, host = torch.zeros(2**22, device=device), HostCopy()
+    for number in (1, 2):
+        if device.type == "cuda":
+            torch.cuda._sleep(20_000_000)  # about 10 ms
+        weight.fill_(number)
+        saved = host.take({"weight": weight, "tail": weight[-3:], "step": torch.ones(()) * number})
+        weight.fill_(-1)
+        assert saved is not None
+        assert saved["weight"].is_pinned() == (device.type == "cuda")
+        assert saved["weight"].untyped_storage().data_ptr() == (
+            saved["tail"].untyped_storage().data_ptr()
+        )
+        assert (saved["weight"] == number).all()
+        assert saved["step"] == number

@@ -22,6 +22,7 @@ from mae_et.checkpoints.store import list_checkpoints, load_checkpoint, newest_c
 from mae_et.config.schema import OutputConfig
 from mae_et.io.metrics_file import read_metrics
 from mae_et.pretraining import train_step
+from mae_et.runtime import watchdog
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training import checkpoint_writer, host_copy
 from mae_et.training.checkpoint_writer import CheckpointWriter
@@ -198,6 +199,29 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before_it(tiny, tra
     rows = [[(row["step"], row["loss"]) for row in read_metrics(f)]
             for f in (config.output.dir, trained)]  # fmt: skip
     assert rows[0] == rows[1]
+
+
+@pytest.mark.slow
+def test_a_write_that_hangs_ends_the_run_where_the_next_one_waits_for_it(tiny) -> None:
+    config = tiny("--efficiency.step_timeout=5")
+
+    def target() -> None:
+        torch.set_num_threads(1)
+        real, watchdog.PEERS_SECONDS = torch.save, 0.0
+
+        def hangs(payload, file):
+            real(payload, file)
+            if payload["step"] == 10:
+                time.sleep(100)
+
+        torch.save = hangs
+        pretrain(config)
+
+    process = FORK.Process(target=target)
+    process.start()
+    assert exit_code(process) == watchdog.EXIT_STATUS
+    assert steps_in(config.output.dir) == [5]
+    assert read_metrics(config.output.dir)[-1]["step"] == 15
 
 
 def test_a_stop_signal_saves_after_the_write_in_progress(tiny, gate) -> None:
