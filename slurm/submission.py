@@ -176,8 +176,9 @@ def _submit(group: list[Task], cluster: ClusterConfig, root: Path) -> str:
         facts = {"kind": each.kind, "executor": cluster.executor, "logs": str(folder.absolute())}
         record_event(each.folder, "submitted", job=job.job_id, restart=0, **facts)
     if cluster.executor == "debug":
-        for job in submitted:
-            job.result()
+        with private_files(folder):  # which restores this process's umask, as the jobs change it
+            for job in submitted:
+                job.result()
     return submitted[0].job_id.partition("_")[0]
 
 

@@ -209,10 +209,10 @@ def test_a_lab_s_umask_holds_for_the_run_but_not_for_pickles_and_code(
     kept = os.umask(0o002)
     try:
         assert main(["submit", "pretrain", *RUN, "--executor=debug"]) == 0
-        pickled.append(current_umask())  # of submitit's result
+        pickled.append(current_umask())  # of the caller
     finally:
         os.umask(kept)
-    assert pickled == [0o022, 0o022]
+    assert pickled == [0o022, 0o002]
     for path in (place / "run" / "slurm").rglob("*"):
         assert path.stat().st_mode & 0o022 == 0 or path.suffix in {".jsonl", ".out", ".err"}, path
     assert (place / "run" / "results.json").stat().st_mode & 0o022 == 0o020
