@@ -156,8 +156,10 @@ def _recorded_names(config: DataConfig, split: Split, label: str) -> list[str] |
     """Return the class names that a split of a local folder records itself; None if it has none.
 
     `load_dataset` would give every Parquet file the first one's names, whatever its numbers mean.
+    Those of a dataset card (README.md) are followed, as it does: they replace those of the files.
     """
     from datasets import Features, load_dataset_builder
+    from datasets.info import DatasetInfosDict
     from pyarrow.parquet import read_schema
 
     saved = _saved_split(config, split)
@@ -166,7 +168,11 @@ def _recorded_names(config: DataConfig, split: Split, label: str) -> list[str] |
     path, root = config.source.removeprefix("hfds/"), str(config.root) if config.root else None
     if not Path(path).is_dir() or (Path(path) / "state.json").is_file():
         return None
-    every = load_dataset_builder(path, cache_dir=root).config.data_files or {}
+    builder_config = load_dataset_builder(path, cache_dir=root).config
+    card = DatasetInfosDict.from_directory(path).get(builder_config.name)
+    if card is not None and card.features is not None:
+        return None
+    every = builder_config.data_files or {}
     files = next((every[name] for name in split_names(config, split) if name in every), ())
     found: dict[tuple[str, ...], str] = {}
     for file in files:

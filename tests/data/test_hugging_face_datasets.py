@@ -203,6 +203,26 @@ def test_classes_of_a_parquet_split_are_those_of_its_files(hugging, parquet, tmp
     assert list(open_dataset(hugging("Saved"), "train").classes) == ["Cat", "Dog"]
 
 
+def test_the_classes_of_a_dataset_card_replace_those_of_the_files(
+    hugging, parquet, tmp_path
+) -> None:
+    """As `load_dataset` reads them."""
+    import datasets
+
+    kinds = {"image": "image", "label": ["Dog", "Cat"]}
+    parquet("Set/train.parquet", kinds, {"image": [IMAGE] * 2, "label": [0, 1]})
+    parquet("Set/test.parquet", kinds | {"label": ["Cat", "Dog"]},
+            {"image": [IMAGE] * 2, "label": [0, 1]})  # fmt: skip
+    names = datasets.ClassLabel(names=["Hund", "Katze"])
+    features = datasets.Features({"image": datasets.Image(), "label": names})
+    about = datasets.DatasetInfo(features=features)
+    datasets.info.DatasetInfosDict({"default": about}).write_to_directory(str(tmp_path / "Set"))
+    for split in ("train", "val"):
+        found = open_dataset(hugging("Set"), split)
+        assert list(found.classes) == ["Hund", "Katze"]
+        assert [label for _, label in values(found)] == [0, 1]
+
+
 @pytest.mark.parametrize("name", ["validation", "test"])
 def test_a_hugging_face_val_split_may_have_its_usual_names(
     tmp_path: Path, hugging: Callable[..., DataConfig], name: str, capsys
