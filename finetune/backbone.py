@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from finetune.config import NetworkConfig
 from finetune.swin import follow_image_size
 from mae_et.checkpoints.encoders import classifier_prefixes, read_weights_of
+from mae_et.checkpoints.finite_weights import check_finite
 from mae_et.checkpoints.hugging_face_config import activation_of
 from mae_et.checkpoints.other_names import recognise_network
 from mae_et.checkpoints.state_dicts import describe_mismatch
@@ -106,6 +107,7 @@ def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str)
         raise UserError(f"{name} and {checkpoint} differ: {mismatch}")
     if projections:
         notify(f"{checkpoint}: its projection is not used ({listed(projections)})")
+    check_finite(checkpoint, kept, ours)
     network.load_state_dict(kept, strict=False)
     if any(name.startswith(heads) for name in kept if name in ours):
         report_kept_head(checkpoint, timm_classes(checkpoint) or (), network.num_classes)

@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from mae_et.checkpoints.dinov2_head import add_dinov2_head, has_dinov2_head
+from mae_et.checkpoints.finite_weights import check_finite
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.hugging_face_config import activation_of, folder_of
 from mae_et.checkpoints.load import masked_autoencoder, num_heads_of
@@ -208,10 +209,9 @@ def build_named(path: Path, architecture: str, key: str | None = None, head: boo
         tensors = converted_by_timm(tensors, network)
     except Exception as error:  # names and shapes of another network
         raise UserError(f"timm cannot read {path} as {architecture}: {one_line(error)}") from None
-    unused = () if head else parts
-    mismatch = describe_mismatch(tensors, network.state_dict(), may_have=unused)
-    if mismatch:
+    if mismatch := describe_mismatch(tensors, network.state_dict(), may_have=() if head else parts):
         raise UserError(f"{path} does not fit {architecture}: {mismatch}")
+    check_finite(path, tensors, network.state_dict())
     network.load_state_dict(tensors, strict=False)
     return network
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import timm
 
+from mae_et.checkpoints.finite_weights import check_finite
 from mae_et.checkpoints.hugging_face import file_of_folder, from_hugging_face, read_tensors
 from mae_et.checkpoints.hugging_face_config import (
     classes_of,
@@ -176,13 +177,18 @@ def _from_mae(path: Path, payload: dict[str, Any], key: str | None = None) -> We
     """Find tensors in MAE's or timm's layout, and split them into encoder, decoder and head."""
     tensors = find_state_dict(path, payload, {"patch_embed.proj.weight"}, key)
     check_plain_vit(path, tensors, tensors or tensor_names(payload))
-    return Weights(path, *split_mae(tensors))
+    parts = split_mae(tensors)
+    for part in parts:
+        check_finite(path, part, part)
+    return Weights(path, *parts)
 
 
 def _from_hugging_face(folder: Path) -> Weights:
     """Read a Hugging Face folder of a ViTMAE, ViT or DINOv2: weights, config and preprocessing."""
     about = read_description(folder)
     encoder, decoder, head = from_hugging_face(folder, read_tensors(folder))
+    for part in (encoder, decoder, head):
+        check_finite(folder, part, part)
     return Weights(
         folder,
         encoder,

@@ -199,7 +199,7 @@ def _strip(tensors: Tensors, prefix: str) -> Tensors:
 
 
 def _as_float32(path: Path, tensors: Tensors) -> Tensors:
-    """Convert any floating-point format; refuse non-finite, sparse and quantised weights."""
+    """Convert any floating-point format; refuse sparse and quantised weights."""
     converted = {}
     for name, tensor in tensors.items():
         dense = tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_quantized)
@@ -208,8 +208,6 @@ def _as_float32(path: Path, tensors: Tensors) -> Tensors:
         if tensor.dtype in _QUANTISED and tensor.ndim > 1:
             raise UserError(f"{path} holds quantised weights ({name}, {tensor.dtype})")
         converted[name] = tensor.float() if tensor.is_floating_point() else tensor
-        if not converted[name].isfinite().all():
-            raise UserError(f"{path} holds weights that are not finite numbers ({name})")
     return converted
 
 

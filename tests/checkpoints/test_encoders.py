@@ -335,7 +335,9 @@ def test_damaged_entries_of_timm_s_config_end_in_one_sentence(entry: dict, tmp_p
 
 
 @pytest.mark.parametrize("prefix", ["visual.", "", "model.visual."])
-def test_clip_s_image_tower_is_read_alone_and_in_a_wrapper(prefix: str, tmp_path: Path) -> None:
+def test_clip_s_image_tower_is_read_alone_and_in_a_wrapper(
+    prefix: str, tmp_path: Path, monkeypatch
+) -> None:
     name = "vit_base_patch32_clip_quickgelu_224"
     expected = randomised(timm.create_model(name, num_classes=0, depth=1))
     theirs = {
@@ -353,6 +355,15 @@ def test_clip_s_image_tower_is_read_alone_and_in_a_wrapper(prefix: str, tmp_path
     tensors[f"{prefix}class_embedding"] = tensors[f"{prefix}class_embedding"].flatten()
     found = converted_by_timm(tensors, expected)
     assert all(torch.equal(found[key], each) for key, each in expected.state_dict().items())
+    if prefix:  # the text tower's mask has infinities
+        monkeypatch.setattr("mae_et.checkpoints.encoders.create_vit", lambda *_, **__: expected)
+        text = {prefix.replace("visual.", "attn_mask"): torch.full((2, 2), -torch.inf)}
+        torch.save(tensors | text, tmp_path / "clip.pth")
+        assert load_encoder(tmp_path / "clip.pth", architecture=name) is expected
+        tensors[f"{prefix}ln_post.bias"][0] = torch.nan
+        torch.save(tensors, tmp_path / "clip.pth")
+        with pytest.raises(UserError, match=r"not finite numbers \(norm\.bias\)"):
+            load_encoder(tmp_path / "clip.pth", architecture=name)
 
 
 def dinov3_of_the_hub(bias: float) -> dict[str, torch.Tensor]:

@@ -156,6 +156,7 @@ def test_other_folders_are_refused(tmp_path: Path, exported: Path) -> None:
         ({"strange.weight": torch.zeros(1)}, r"unknown name: strange\.weight$"),
         ({position: None}, rf"lacks {position}$"),
         ({f"{key}.bias": None}, r"weights lack blocks\.1\.attn\.key\.bias$"),
+        ({position: weights[position] * torch.nan}, r"not finite numbers \(pos_embed\)$"),
     ):
         changed = {name: t for name, t in (weights | change).items() if t is not None}
         save_file(changed, folder / "model.safetensors")
