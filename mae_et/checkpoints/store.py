@@ -94,7 +94,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if not check_archive(path):
             if is_cut_short(path):
                 raise Damaged(f"{path} is damaged: it is cut short")
-            raise Damaged(f"{path} is damaged, or not a checkpoint of a run: it has no checksum")
+            raise Damaged(
+                f"{path} is damaged, or not a checkpoint of a run: it has no checksum, "
+                "like those of early versions"
+            )
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except Damaged:
         raise

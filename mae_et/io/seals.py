@@ -15,7 +15,7 @@ from mae_et.io.plain_files import read_mapping
 
 KEY = "sha256"
 _TAG = b"\nsha256:"
-_UNSEALED = "it has no checksum, as files of early versions of mae-et"
+_UNSEALED = "it has no checksum, like files of early versions of mae-et"
 TRAILER_BYTES = len(_TAG) + 64
 """Length of the checksum at the end of a file."""
 

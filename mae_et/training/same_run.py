@@ -64,5 +64,6 @@ def check_same_settings(
     for key, old in before.items():
         if old != now[key] and key not in may_differ:
             raise UserError(
-                f"{refusal}: {key} was {old!r} and is now {now[key]!r}; give another output.dir"
+                f"{refusal}: {key} was {old!r} and is now {now[key]!r}; give the earlier value, or "
+                "another output.dir"
             )
