@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from einops import rearrange
 
-from finetune.scores import csv_cell
 from mae_et.errors import UserError
 from mae_et.io.plain_files import no_follow
+from mae_et.monitoring.tables import csv_cell
 
 GROUP_BYTES = 2**26
 """Bytes of features per Parquet row group, and in memory at a time."""

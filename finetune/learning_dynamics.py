@@ -35,8 +35,8 @@ from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import sole_writer
 from mae_et.io.metrics_file import DYNAMICS, Row, read_metrics, row_line
 from mae_et.io.plain_files import keep_settings
-from mae_et.monitoring.compare import markdown_table
 from mae_et.monitoring.plots import Plot, save_plots
+from mae_et.monitoring.tables import markdown_table
 from mae_et.probing.nearest_neighbours import knn_accuracy
 from mae_et.runtime import distributed
 from mae_et.runtime.console import say

@@ -17,8 +17,8 @@ from mae_et.data.datasets import ImageDataset
 from mae_et.data.loader import batches_of, data_loader
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.io.atomic import write_text_atomically
+from mae_et.monitoring.tables import csv_cell
 from mae_et.runtime import distributed
-from mae_et.runtime.console import printable
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
 from mae_et.runtime.watchdog import heartbeat
@@ -119,11 +119,6 @@ def write_tables(folder: Path, scores: Scores, classes: list[str]) -> None:
 
 def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.2f}" if whole else ""
-
-
-def csv_cell(text: str) -> str:
-    """Escape control characters, and quote names that a spreadsheet would run as formulas."""
-    return printable(f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text)
 
 
 def _write_csv(path: Path, rows: list[list[str]]) -> None:

@@ -11,6 +11,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.errors import SEEDS, UserError, require, require_in, require_png
 
 Format = Literal["timm", "hf", "mae"]
+TableFormat = Literal["md", "csv", "latex"]
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,14 @@ class CompareConfig:
 
     runs: list[Path]
     """Run folders."""
+    columns: str | None = None
+    """Config keys and figures to show, with * for any characters: optim.base_lr,knn,*top-1; by
+    default the keys in which the configs differ, and the main figures."""
+    format: TableFormat = "md"
+    """md: Markdown; latex: a tabular of booktabs; csv: numbers that are not rounded, without means
+    over seeds."""
     output: Path | None = None
-    """Markdown file for the table, which is also printed."""
+    """File for the table, which is also printed."""
 
 
 @dataclass(frozen=True)

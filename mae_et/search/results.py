@@ -8,8 +8,8 @@ from typing import Any
 
 from mae_et.config.files import to_yaml
 from mae_et.io.atomic import write_text_atomically
-from mae_et.monitoring.compare import markdown_table
 from mae_et.monitoring.plots import Plot, save_plots
+from mae_et.monitoring.tables import markdown_table
 from mae_et.search.config import SearchConfig
 from mae_et.search.trial_log import Record, TrialLog
 from mae_et.search.trials import SearchResult

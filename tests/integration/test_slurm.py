@@ -453,11 +453,11 @@ def test_sweep_runs_as_an_array_and_ends_with_a_table(
     rows = (sweep / "results.md").read_text().splitlines()
     head = [cell.strip() for cell in rows[0].split("|")[1:-1]]
     assert head[:2] == ["run", "optim.base_lr"]
-    assert "knn" in head
+    assert "kNN (%)" in head
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[2:]]
     assert [row[1] for row in cells] == ["0.01", "0.02"]
     losses = [json.loads((sweep / row[0] / "results.json").read_text()) for row in cells]
-    assert [row[head.index("loss")] for row in cells] == [f"{x['loss']:.6g}" for x in losses]
+    assert [row[head.index("loss")] for row in cells] == [f"{x['loss']:.4g}" for x in losses]
     assert len({row[head.index("loss")] for row in cells}) == 2
 
     def all_finished() -> bool:

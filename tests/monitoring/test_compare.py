@@ -1,5 +1,6 @@
 """The table of several runs."""
 
+import csv
 import json
 from pathlib import Path
 from statistics import mean, stdev
@@ -11,8 +12,9 @@ from mae_et.cli.main import main
 from mae_et.config.commands import CompareConfig
 from mae_et.errors import UserError
 from mae_et.io.score_records import write_record
-from mae_et.monitoring.compare import compare, markdown_table
+from mae_et.monitoring.compare import NOTE, compare
 from mae_et.monitoring.report.records import read_records
+from mae_et.monitoring.tables import markdown_table
 
 
 def written(folder: Path, config: dict, **results: float) -> Path:
@@ -23,7 +25,8 @@ def written(folder: Path, config: dict, **results: float) -> Path:
 
 
 def cells(table: str) -> list[dict[str, str]]:
-    head, _, *rows = [[cell.strip() for cell in line.split(" | ")] for line in table.split("\n")]
+    lines = table.split("\n\n")[0].split("\n")  # without the note
+    head, _, *rows = [[cell.strip() for cell in line.split(" | ")] for line in lines]
     strip = [[cell.strip("| ") for cell in row] for row in (head, *rows)]
     return [dict(zip(strip[0], row, strict=True)) for row in strip[1:]]
 
@@ -53,6 +56,8 @@ def test_runs_that_differ_in_the_seed_alone_get_mean_and_deviation(tmp_path: Pat
     assert average["seed"] == ""
     expected = mean(losses["a"]), stdev(losses["a"])
     assert [float(x) for x in average["loss"].split(" ± ")] == pytest.approx(expected)
+    assert compare(CompareConfig(runs)).endswith(f"|\n\n{NOTE}")
+    assert NOTE not in compare(CompareConfig(runs[:1]))
 
 
 def test_copies_of_a_run_are_no_seeds(tmp_path: Path) -> None:
@@ -72,7 +77,58 @@ def test_a_figure_that_a_seed_lacks_has_no_mean(tmp_path: Path) -> None:
     runs = [written(tmp_path / "a", {"seed": 0}, loss=1.0, knn=30.0),
             written(tmp_path / "b", {"seed": 1}, loss=2.0)]  # fmt: skip
     average = cells(compare(CompareConfig(runs)))[-1]
-    assert (average["loss"], average["knn"]) == ("1.5 ± 0.71", "")
+    assert (average["loss"], average["kNN (%)"]) == ("1.5 ± 0.71", "")
+
+
+def test_figures_have_units_and_constants_no_deviation(tmp_path: Path) -> None:
+    runs = [
+        written(tmp_path / name, {"seed": seed}, knn=knn, probe_knn=30.123, images=52160,
+                equivalent_epochs=2.99891, training_seconds=3600.0 + 60 * seed)
+        for seed, (name, knn) in enumerate((("a", 25.0), ("b", 26.666)))
+    ]  # fmt: skip
+    first, _, average = cells(compare(CompareConfig(runs)))
+    assert first == {
+        "run": "a", "seed": "0", "kNN (%)": "25.00", "equivalent epochs": "2.999",
+        "images": "52,160", "training time (h:mm:ss)": "1:00:00",
+    }  # fmt: skip
+    assert average == {
+        "run": "mean of 2 seeds: a ...", "seed": "", "kNN (%)": "25.83 ± 1.18",
+        "equivalent epochs": "2.999", "images": "52,160",
+        "training time (h:mm:ss)": "1:00:30 ± 0:00:42",
+    }  # fmt: skip
+
+
+def test_columns_are_chosen_by_key_name_or_pattern_in_their_order(tmp_path: Path) -> None:
+    run = written(tmp_path / "a", {"seed": 0, "optim": {"base_lr": 0.1}}, val_loss=0.5,
+                  val_images=9, top1=70.0)  # fmt: skip
+    write_record(run / "knn", {"data": "x/few", "knn": 30.0})
+    table = compare(CompareConfig([run], columns="*knn, Top-1,optim.*,*loss"))
+    columns = ["run", "few kNN (%)", "top-1 (%)", "optim.base_lr", "validation loss"]
+    (row,) = cells(table)
+    assert list(row) == columns
+    with pytest.raises(UserError, match=r"columns: no run has 'nn'; figures: .*top1, .*few knn"):
+        compare(CompareConfig([run], columns="nn"))
+
+
+def test_latex_and_csv_are_valid_for_any_name(tmp_path: Path) -> None:
+    runs = [written(tmp_path / f"a_{seed}&%", {"data": {"root": "x,y"}, "seed": seed},
+                    probe_knn=30.125 + seed) for seed in (0, 1)]  # fmt: skip
+    written(tmp_path / "=b", {"data": {"root": "z"}}, probe_knn=-1.0)
+    runs.append(tmp_path / "=b")
+    lines = compare(CompareConfig(runs, format="latex")).split("\n")
+    name = "kNN of the last probe"
+    assert lines[:4] == [
+        r"\begin{tabular}{llrr}", r"\toprule", rf"run & data.root & seed & {name} (\%) \\",
+        r"\midrule",
+    ]  # fmt: skip
+    assert lines[4] == r"a\_0\&\% & x,y & 0 & 30.12 \\"
+    assert lines[7] == r"mean of 2 seeds: a\_0\&\% ... & x,y &  & 30.62 $\pm$ 0.71 \\"
+    assert lines[8:] == [r"\bottomrule", r"\end{tabular}", f"% {NOTE}"]
+    rows = list(csv.reader(compare(CompareConfig(runs, format="csv")).split("\n")))
+    assert rows == [
+        ["run", "data.root", "seed", f"{name} (%)"], ["a_0&%", "x,y", "0", "30.125"],
+        ["a_1&%", "x,y", "1", "31.125"], ["'=b", "z", "", "-1.0"],
+    ]  # fmt: skip
 
 
 def test_scores_stand_in_the_row_of_the_run_they_belong_to(tmp_path: Path) -> None:
@@ -91,13 +147,14 @@ def test_scores_stand_in_the_row_of_the_run_they_belong_to(tmp_path: Path) -> No
         for start, kind, probe, top1 in ((one, "ft", "none", 80.0), (two, "probe", "linear", 60.0))
     ]
     first, second, average = cells(compare(CompareConfig([one, two, *tuned])))
-    assert (first["run"], first["knn"], first["finetune top1"]) == ("a", "31.5", "80")
-    assert first["cifar10 linear"] == "40.5"  # on other data than the run's
-    assert (second["run"], second["finetune-linear top1"]) == ("b", "60")
-    assert (second["knn"], second["pool=cls knn"], average["knn"]) == ("", "29.5", "")
-    assert average["loss"] == "0.5 ± 0"
+    assert (first["run"], first["kNN (%)"]) == ("a", "31.50")
+    assert first["finetune top-1 (%)"] == "80.00"
+    assert first["cifar10 linear (%)"] == "40.50"  # on other data than the run's
+    assert (second["run"], second["finetune-linear top-1 (%)"]) == ("b", "60.00")
+    assert (second["kNN (%)"], second["pool=cls kNN (%)"]) == ("", "29.50")
+    assert (average["kNN (%)"], average["loss"]) == ("", "0.5")
     (alone,) = cells(compare(CompareConfig([tuned[0]])))
-    assert (alone["run"], alone["top1"]) == ("ft-a", "80")
+    assert (alone["run"], alone["top-1 (%)"]) == ("ft-a", "80.00")
 
 
 def test_all_records_of_a_run_are_shown_and_the_latest_has_the_plain_name(tmp_path: Path) -> None:
@@ -108,15 +165,16 @@ def test_all_records_of_a_run_are_shown_and_the_latest_has_the_plain_name(tmp_pa
         provenance = {"weights": weights, "version": knn}
         write_record(run / "knn", {"data": data, "knn": knn, "provenance": provenance})
     (row,) = cells(compare(CompareConfig([run])))
-    expected = {"knn": 40, "few knn": 30, "few data=x/few knn": 20, "weights=x knn": 10}
-    assert {key: float(row[key]) for key in row if key.endswith("knn")} == expected
+    names = {"": 40, "few ": 30, "few data=x/few ": 20, "weights=x ": 10}
+    expected = {f"{name}kNN (%)": knn for name, knn in names.items()}
+    assert {key: float(row[key]) for key in row if key.endswith("kNN (%)")} == expected
 
 
 def test_a_classifier_in_the_folder_of_its_run_has_no_row_of_its_own(tmp_path: Path) -> None:
     start = written(tmp_path / "a", {"seed": 0}, loss=0.5)
     tuned = written(start / "finetune", {"model": {"checkpoint": str(start)}}, top1=70.0)
     (row,) = cells(compare(CompareConfig([start, tuned])))
-    assert (row["run"], row["loss"], row["finetune top1"]) == ("a", "0.5", "70")
+    assert (row["run"], row["loss"], row["finetune top-1 (%)"]) == ("a", "0.5", "70.00")
 
 
 def test_losses_and_images_of_training_and_of_validation_are_different_columns(tmp_path) -> None:
@@ -126,12 +184,11 @@ def test_losses_and_images_of_training_and_of_validation_are_different_columns(t
     old = written(tmp_path / "old", config, top1=7.0, loss=2.5, images=300, train_images=1216)
     new = written(tmp_path / "new", config, top1=7.0, val_loss=2.5, val_images=300, images=1216)
     first, *others = cells(compare(CompareConfig([start, old, new])))
-    assert (first["loss"], first["images"], first["val_loss"], first["val_images"]) == (
-        "0.5", "4000", "", ""
-    )  # fmt: skip
+    assert (first["loss"], first["validation loss"]) == ("0.5", "")
+    assert (first["images"], first["validation images"]) == ("4,000", "")
     for row in others:
-        assert (row["loss"], row["val_loss"]) == ("", "2.5")
-        assert (row["images"], row["val_images"]) == ("1216", "300")
+        assert (row["loss"], row["validation loss"]) == ("", "2.5")
+        assert (row["images"], row["validation images"]) == ("1,216", "300")
 
 
 def test_a_second_classifier_of_a_run_keeps_its_own_row(tmp_path: Path) -> None:
@@ -141,18 +198,18 @@ def test_a_second_classifier_of_a_run_keeps_its_own_row(tmp_path: Path) -> None:
              for seed, name in enumerate(("x", "y"))]  # fmt: skip
     rows = cells(compare(CompareConfig([start, *tuned])))
     assert [row["run"] for row in rows] == ["a", "y"]
-    assert (rows[0]["finetune top1"], rows[1]["top1"]) == ("70", "71")
+    assert (rows[0]["finetune top-1 (%)"], rows[1]["top-1 (%)"]) == ("70.00", "71.00")
 
 
 def test_a_table_wider_than_the_terminal_has_a_column_for_each_run(tmp_path: Path) -> None:
     runs = [written(tmp_path / name, {"optim": {"base_lr": 10.0**-place}}, loss=0.5, knn=place)
             for place, name in enumerate(("first", "second"), 1)]  # fmt: skip
-    config = CompareConfig(runs, tmp_path / "table.md")
+    config = CompareConfig(runs, output=tmp_path / "table.md")
     rows = compare(config, width=200)
     columns = compare(config, width=30)
     assert max(map(len, rows.split("\n"))) > max(map(len, columns.split("\n")))
-    assert [row["run"] for row in cells(columns)] == ["optim.base_lr", "loss", "knn"]
-    assert [row["second"] for row in cells(columns)] == ["0.01", "0.5", "2"]
+    assert [row["run"] for row in cells(columns)] == ["optim.base_lr", "loss", "kNN (%)"]
+    assert [row["second"] for row in cells(columns)] == ["0.01", "0.5", "2.00"]
     assert (tmp_path / "table.md").read_text() == rows + "\n"  # independent of the terminal
 
 
@@ -182,5 +239,5 @@ def test_an_output_that_compare_did_not_write_is_not_replaced(place: Path, capsy
         assert main(["compare", "r0", f"--output={output}"]) == 2
         assert sentence in capsys.readouterr().err
     assert (place / "tiny.yaml").read_text() == before
-    for _ in range(2):
-        assert main(["compare", "r0", "--output=table.md"]) == 0
+    for form in ("md", "latex", "csv", "md"):
+        assert main(["compare", "r0", "--output=table.md", f"--format={form}"]) == 0

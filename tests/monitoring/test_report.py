@@ -17,7 +17,7 @@ from mae_et.cli.main import main
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.errors import UserError
 from mae_et.io.metrics_file import read_metrics, row_line
-from mae_et.monitoring.compare import names_of
+from mae_et.monitoring.compared_runs import names_of
 from mae_et.monitoring.figures import short
 from mae_et.monitoring.report import report
 

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from mae_et.errors import UserError
 from mae_et.io.atomic import refuse_unwritable, write_atomically
 from mae_et.io.plain_files import check_replaceable
-from mae_et.monitoring.compare import varied_keys
+from mae_et.monitoring.compared_runs import varied_keys
 from mae_et.monitoring.figures import (
     figure_name,
     format_figure,

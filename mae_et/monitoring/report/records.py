@@ -11,7 +11,7 @@ from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.errors import UserError, listed
 from mae_et.io.metrics_file import METRICS, SCORES, Row, is_plausible, read_metrics
 from mae_et.io.plain_files import read_bytes
-from mae_et.monitoring.compare import names_of
+from mae_et.monitoring.compared_runs import names_of
 from mae_et.monitoring.probes import MEASURES
 from mae_et.monitoring.run_figures import figures_of, results_of, settings_of
 from mae_et.runtime.console import say
