@@ -17,8 +17,10 @@ from mae_et import load_config, pretrain
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.data.batch import Batch
 from mae_et.io.metrics_file import read_metrics
+from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.compile import compiler_fault
 from mae_et.training.cuda_graphs import GraphedPasses
+from mae_et.training.flat_gradients import FlatGradients
 
 SPAWN = multiprocessing.get_context("spawn")  # neither CUDA nor autograd's threads survive a fork
 QUIET = (
@@ -147,6 +149,33 @@ def test_a_pass_that_waits_for_the_gpu_runs_eagerly(device: torch.device) -> Non
     assert torch.rand(1, device=device) < 1  # else the generator is still capturing
     assert passes(work, batch, 0, first=False) == 3
     assert torch.equal(weight.grad, torch.full_like(weight, 2))
+
+
+def test_replayed_passes_leave_their_gradients_in_the_buffer_that_ranks_exchange(
+    device: torch.device,
+) -> None:
+    """A pass that replaces them, then one that adds to them, in two steps."""
+    if device.type != "cuda":
+        pytest.skip("a CPU has no CUDA graphs")
+    weight, bias = (nn.Parameter(torch.ones(size, device=device)) for size in (3, 5))
+    flat = FlatGradients([weight, bias], DistributedContext(0, 2, device))
+
+    def work(batch: Batch) -> Tensor:
+        loss = (weight * batch.images).sum() + 2 * bias.sum()
+        loss.backward()
+        return loss.detach()
+
+    passes = GraphedPasses([weight, bias])
+    for step in (1.0, 5.0):
+        for number in (1, 2):
+            batch = Batch(*torch.full((2, 3), step, device=device), torch.zeros(3))
+            passes(work, batch, 0, first=number == 1)
+            assert passes.enabled
+            assert torch.equal(weight.grad, torch.full_like(weight, step * number))
+            assert torch.equal(bias.grad, torch.full_like(bias, 2 * number))
+        storages = {p.grad.untyped_storage().data_ptr() for p in (weight, bias)}
+        assert storages == {flat.buffer.untyped_storage().data_ptr()}
+        weight.grad = bias.grad = None
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
