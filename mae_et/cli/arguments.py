@@ -168,6 +168,8 @@ def parser_of(command: str) -> ArgumentParser:
         description += " mae-et pretrain RUN --extend-to EPOCHS continues RUN in a new folder."
     if command in POSITIONAL:
         description += f" mae-et {command} PATH is short for --checkpoint PATH."
+    if kind is ProbeConfig:
+        description += f" mae-et {command} RUN1 RUN2 ... scores several runs."
     parser = ArgumentParser(prog=f"mae-et {command}", exit_on_error=False, description=description)
     add_config_arguments(
         parser, kind, paths="runs" if kind in (CompareConfig, ReportConfig) else None

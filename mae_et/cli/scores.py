@@ -1,14 +1,50 @@
 """Commands that score checkpoints: kNN, linear probe, evaluation, learning dynamics."""
 
+import re
+from collections.abc import Callable
+from functools import wraps
+from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import finetune
 from finetune.scoring_config import DynamicsConfig, EvaluateConfig, ProbeConfig, notify_scoring
 from mae_et.checkpoints.run_config import config_of_run
-from mae_et.cli.arguments import config_over_data_of
+from mae_et.cli.arguments import Arguments, config_over_data_of
 from mae_et.cli.output import prints_results
+from mae_et.errors import listed, require
+from mae_et.runtime.console import say
 
 
+def _for_each_run(command: Callable[[Arguments], None]) -> Callable[[Arguments], None]:
+    """Let a command on the run that is its first word take several: knn RUN1 RUN2 --key value."""
+
+    @wraps(command)
+    def repeated(arguments: Arguments) -> None:
+        paths = list(takewhile(lambda word: not word.startswith("-"), arguments))
+        runs = [path for path in paths if Path(path, "config.yaml").is_file()]
+        if len(runs) < 2:
+            command(arguments)  # which says where a second path belongs
+            return
+        rest = arguments[len(paths) :]
+        require(
+            not any(re.match(r"--output(=|$)", word) for word in rest),
+            "output is for one run: each of several keeps its scores in its own folder",
+        )
+        if others := [path for path in paths if path not in runs]:
+            say(f"not scored, as they hold no run: {listed(others)}")
+        for place, run in enumerate(runs):
+            try:
+                command([run, *rest])
+            except Exception:
+                if runs[place + 1 :]:
+                    say(f"not scored: {listed(runs[place + 1 :])}")
+                raise
+
+    return repeated
+
+
+@_for_each_run
 @prints_results("knn", config_over_data_of)
 def knn(config: ProbeConfig) -> dict[str, Any]:
     """Score an encoder by weighted k-nearest neighbours."""
@@ -16,6 +52,7 @@ def knn(config: ProbeConfig) -> dict[str, Any]:
     return finetune.knn(config)
 
 
+@_for_each_run
 @prints_results("linear-probe", config_over_data_of)
 def linear_probe(config: ProbeConfig) -> dict[str, Any]:
     """Score an encoder by a linear classifier on its frozen features."""

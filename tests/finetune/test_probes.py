@@ -128,6 +128,27 @@ def test_scores_of_other_data_or_settings_are_kept_beside_each_other(run, tiny, 
     assert len(list((run / "knn").glob("results-*.json"))) == 2
 
 
+def test_several_runs_are_scored_by_one_command(run, tmp_path, capsys) -> None:
+    other = shutil.copytree(run, tmp_path / "other")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    shutil.copyfile(run / "config.yaml", empty / "config.yaml")
+    flags = ["--num_workers=0", "--device=cpu"]
+    assert main(["knn", str(run), str(empty), str(other), *flags]) == 2
+    assert f"not scored: {other}" in capsys.readouterr().err
+    assert main(["knn", str(tmp_path), str(run), str(other), *flags]) == 0
+    said = capsys.readouterr()
+    lines = [json.loads(line) for line in said.out.splitlines()]
+    assert f"not scored, as they hold no run: {tmp_path}" in said.err
+    for folder, results in zip((run, other), lines, strict=True):
+        assert json.loads((folder / "knn" / "results.json").read_text()) == results
+        assert results["provenance"]["checkpoint"] == str(folder.resolve())
+    assert main(["knn", str(run), str(other), f"--output={tmp_path / 'x'}"]) == 2
+    assert "output is for one run" in capsys.readouterr().err
+    assert main(["knn", str(run), str(tmp_path)]) == 2  # data, most likely
+    assert "data come after --data.root" in capsys.readouterr().err
+
+
 def test_classes_without_a_training_image_are_reported(run, tiny, monkeypatch, capsys) -> None:
     """Numbers are labels in shards, whatever the training split has."""
     vectors = torch.rand(8, 4)
