@@ -201,11 +201,8 @@ def decoded_ahead(
         decoder: decoder of the micro-batches.
         views: dataset of the samples that the device refuses, indexed by `SampleIndex`.
     """
-    threads = ThreadPoolExecutor(THREADS, thread_name_prefix="decode")
-    try:
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="decode") as threads:
         yield _in_order(loaded, decoder, views, threads)
-    finally:
-        threads.shutdown(cancel_futures=True)
 
 
 def _in_order(

@@ -4,6 +4,7 @@ import contextlib
 import json
 import pickle
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from mae_et.data.datasets import ImageDataset, open_dataset
 from mae_et.data.prepare import prepare
 from mae_et.data.prepared_shards import PreparedDataset, archive_path, index_path
 from mae_et.data.sampler import SampleIndex
+from mae_et.data.shard_writer import new_archive
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.errors import RunFailed, Unreadable
 from mae_et.pretraining import pretrain
@@ -160,6 +162,25 @@ def test_an_interrupted_preparation_resumes(root: Path, monkeypatch) -> None:
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
     assert same(open_dataset(DataConfig(root=root), "train"), opened(root))
     assert not list((root.parent / "shards").rglob("*.part"))
+
+
+def test_a_failed_preparation_starts_no_further_shard_and_leaves_no_part_of_one(
+    root: Path, monkeypatch
+) -> None:
+    started = []
+
+    def fails(*_: object) -> None:
+        started.append(1)
+        time.sleep(0.01)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(preparing, "write_shard", fails)
+    with pytest.raises(OSError, match="disk full"):
+        list(preparing._write_shards(None, config(root, num_workers=2), root, range(1000)))
+    assert len(started) < 500
+    with pytest.raises(OSError, match="disk full"), new_archive(root / "00000.tar"):
+        fails()
+    assert not list(root.glob(".*")) + list(root.glob("*.tar"))
 
 
 def test_a_preparation_with_other_settings_is_not_resumed(root: Path) -> None:

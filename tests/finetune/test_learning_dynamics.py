@@ -1,6 +1,7 @@
 """Learning dynamics: each kept checkpoint is scored once, on low-pass filtered images."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -45,12 +46,13 @@ def test_a_low_pass_filter_keeps_the_bandwidth_s_crop_and_nothing_above(
 
 def test_dynamics_score_each_kept_checkpoint_once(finished: Path, capsys, monkeypatch) -> None:
     folder = finished
-    command = ["dynamics", f"--checkpoint={folder}", "--bandwidths=[8,32]", "--num_workers=0"]
+    command = ["dynamics", f"--checkpoint={folder}", "--bandwidths=[32,8,8]", "--num_workers=0"]
     assert main(command) == 0
     results = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert results["checkpoints"] == 2
     found = folder / "dynamics"
     assert {"dynamics.md", "dynamics.png", "dynamics.jsonl"} <= {p.name for p in found.iterdir()}
+    assert re.search(r"\| val at 8 +\| val at 32 +\|", (found / "dynamics.md").read_text())
     before = (found / "dynamics.jsonl").read_text()
     rows = [json.loads(line) for line in before.splitlines()]
     assert [row["step"] for row in rows] == [20, 25]
