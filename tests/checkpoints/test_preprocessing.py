@@ -110,6 +110,9 @@ def test_a_classifier_hands_it_on(run: Path, tmp_path: Path, capsys) -> None:
         evaluate(EvaluateConfig(path, data=given, num_workers=0, device="cpu"))
         for path in (tmp_path / "tuned", exported)
     ]
+    assert [Path(each["provenance"].pop("checkpoint")).name for each in scores] == [
+        "tuned", "tuned.pth",
+    ]  # fmt: skip
     assert scores[0] == scores[1]
     assert "images are prepared" not in capsys.readouterr().err
     # It resumes, or is found finished, where its start is gone.

@@ -181,7 +181,7 @@ def user_errors(tmp_path: Path) -> dict[str, list[str]]:
         "cannot be read": ["reconstruct", f"--checkpoint={tmp_path / 'file'}"],
         "model.mask_ratio at bandwidth 16": ["pretrain", *tiny, "--model.mask_ratio=0.9"],
         "cannot be written to": ["pretrain", *tiny, f"--output.dir={tmp_path / 'file'}"],
-        "output.dir %s cannot" % (tmp_path / "file" / "x"): [
+        "output.dir %s: Not a directory" % (tmp_path / "file" / "x"): [
             "pretrain",
             *tiny,
             f"--output.dir={tmp_path / 'file' / 'x'}",
@@ -241,7 +241,8 @@ def test_pretrain_probe_and_reconstruct_from_the_run_folder_alone(tiny, tiny_yam
         assert main([command, f"--checkpoint={folder}", "--num_workers=0", "--epochs=3"]) == 0
         figures = last_json(capsys.readouterr().out)
         linear = {"linear", "linear_learning_rate", "settings"}  # the epochs are no default
-        assert set(figures) == {"data"} | ({"knn"} if command == "knn" else linear)
+        shared = {"data", "provenance"}
+        assert set(figures) == shared | ({"knn"} if command == "knn" else linear)
     assert (
         main(["knn", f"--checkpoint={folder}", "--data.synthetic_val=30", "--num_workers=0"]) == 0
     )

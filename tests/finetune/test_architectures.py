@@ -99,7 +99,7 @@ def test_other_architectures_are_fine_tuned_resumed_scored_and_exported(
         results["top1"],
         pytest.approx(results["val_loss"]),
     )
-    assert classify(config(tmp_path / "tuned", "again"))["images"] == 10
+    assert classify(config(tmp_path / "tuned", "again"))["val_images"] == 10
     assert "knn" in knn(ProbeConfig(path, device="cpu", num_workers=0))
     # Both open in timm under the name of the architecture.
     for start, classes in ((path, 0), (tmp_path / "tuned", 10)):
