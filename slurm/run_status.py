@@ -17,8 +17,9 @@ from mae_et.io.score_records import RESULTS
 from mae_et.monitoring.figures import seconds_left
 from mae_et.monitoring.run_figures import figures_of, settings_of
 from mae_et.runtime.console import notify
-from slurm.events import Event, events_file, read_events
+from slurm.events import Event, read_events
 from slurm.history import last_error, restarts
+from slurm.run_folders import find_runs, is_run, submitted
 from slurm.squeue import TERMINAL, JobState, job_states
 
 # A run without a job counts as stopped after this long without a row of metrics.
@@ -95,7 +96,7 @@ def unfinished(folders: Sequence[Path]) -> dict[Path, str]:
         run: folder
         for folder in folders
         for run in find_runs(folder)
-        if _is_run(folder) and _submitted(read_events(folder)).get("kind") != "compare"
+        if is_run(folder) and submitted(read_events(folder)).get("kind") != "compare"
     }
     pending = [run for run in runs if not (run / RESULTS).exists()]
     found: dict[Path, str] = {}
@@ -109,36 +110,9 @@ def unfinished(folders: Sequence[Path]) -> dict[Path, str]:
 
 def _statuses(runs: Sequence[Path]) -> list[RunStatus]:
     events = {run: read_events(run) for run in runs}
-    jobs = {run: _submitted(events[run]).get("job") for run in runs}
+    jobs = {run: submitted(events[run]).get("job") for run in runs}
     known = job_states(job for job in jobs.values() if job)
     return [_status(run, events[run], jobs[run], known) for run in runs]
-
-
-def find_runs(folder: Path, depth: int = 3) -> list[Path]:
-    """Return the run folders among a folder, its subfolders, and those of runs and sweeps in it.
-
-    Args:
-        folder: folder of a run or of runs.
-        depth: levels of subfolders, at most.
-
-    Raises:
-        UserError: there is no such folder.
-    """
-    if not folder.exists():
-        raise UserError(f"there is no run folder {folder}")
-    found = [folder] if _is_run(folder) else []
-    for path in sorted(path for path in folder.glob("*") if depth and path.is_dir()):
-        found += find_runs(path, depth - 1) if _is_run(path) or (path / "slurm").is_dir() else []
-    return found
-
-
-def _is_run(folder: Path) -> bool:
-    return events_file(folder).exists() or (folder / "metrics.jsonl").exists()
-
-
-def _submitted(events: list[Event]) -> Event:
-    """Return the last submission's event; empty if there is none."""
-    return next((event for event in reversed(events) if event["event"] == "submitted"), {})
 
 
 def _status(
@@ -211,18 +185,18 @@ def _state(run: Path, events: list[Event], said: JobState | None, rows: list[Row
         return said.state.lower()
     if last and last["event"] in STATE_AFTER_EVENT:
         return STATE_AFTER_EVENT[last["event"]]
-    submitted = _submitted(events)
-    if submitted.get("executor") == "local":
-        if submitted.get("machine", MACHINE) != MACHINE:
+    sent = submitted(events)
+    if sent.get("executor") == "local":
+        if sent.get("machine", MACHINE) != MACHINE:
             return "unknown"
-        process = submitted.get("job") or ""
+        process = sent.get("job") or ""
         if process.isdecimal() and process_exists(process):
             return "running"
-        return "not started" if last is submitted else "stopped"
+        return "not started" if last is sent else "stopped"
     ended = writer_has_ended(run, since=last["time"] if last else 0.0)
     if ended:
         return "stopped"
-    if last is submitted or not (last or rows):
+    if last is sent or not (last or rows):
         return "not started" if ended is None else "running"
     # The run may be on another machine: judge by the age of its last event and row.
     seen = max(entry["time"] for entry in (*events[-1:], *rows[-1:]))
@@ -239,7 +213,7 @@ def _is_scored_again(run: Path, last: Event | None) -> bool:
 
 def _reason(events: list[Event], said: JobState | None, state: str) -> str:
     if state == "unknown":
-        machine = str(_submitted(events)["machine"]).partition(" ")[0]
+        machine = str(submitted(events)["machine"]).partition(" ")[0]
         return f"a process of {machine}: ask there"
     return said.reason if said and state in {"pending", "running"} else ""
 

@@ -1,6 +1,5 @@
 """Compare runs in one table: keys in which their configs differ, and their results."""
 
-import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -10,6 +9,7 @@ from mae_et.config.commands import CompareConfig, TableFormat
 from mae_et.config.suggestions import suggest
 from mae_et.errors import UserError
 from mae_et.io.atomic import refuse_unwritable, write_text_atomically
+from mae_et.io.metrics_file import is_plausible
 from mae_et.io.plain_files import check_replaceable
 from mae_et.monitoring.compared_runs import (
     ComparedRun,
@@ -136,7 +136,7 @@ def _cell(run: ComparedRun, key: str, raw: bool) -> str:
 
 def _rounded(key: str, value: Any, digits: int = 4) -> str:
     """Format a figure without its unit, with so many digits if they depend on its size."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not is_plausible(value):
         return str(value)
     if key.endswith("seconds"):
         return format_seconds(value)

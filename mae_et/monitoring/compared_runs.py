@@ -7,6 +7,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from mae_et.errors import UserError, listed
+from mae_et.io.metrics_file import is_plausible
 from mae_et.monitoring.run_figures import INNER, figures_of, settings_of
 from mae_et.runtime.console import say
 
@@ -87,7 +88,7 @@ def _means(group: list[ComparedRun]) -> dict[str, Any]:
     means: dict[str, Any] = {}
     for key, first in group[0].figures.items():
         found = [run.figures.get(key) for run in group]
-        values = [float(value) for value in found if isinstance(value, (int, float))]
+        values = [float(value) for value in found if is_plausible(value)]  # type: ignore[arg-type]
         if len(values) == len(group):
             means[key] = Mean(mean(values), stdev(values)) if len(set(values)) > 1 else first
     return means

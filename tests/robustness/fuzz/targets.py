@@ -192,6 +192,9 @@ def run_folder() -> dict[str, bytes]:
         "plan.json": b'{"stages": [{"steps": 4}]}',
         "results.json": json.dumps({"loss": 1.0, "stages": stages}).encode(),
         "config.yaml": RUN.encode(),
+        "knn/results.json": b'{"data": "a", "knn": 5.0, "provenance": {"weights": "x"}}',
+        "knn/results-1.json": b'{"data": "a", "settings": "pool=cls", "knn": 5.0}',
+        "finetune/results.json": b'{"top1": 5.0, "loss": 1.0, "images": 10}',
     }
 
 
