@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from finetune.config import ClassifierConfig
 from finetune.feature_config import EmbedConfig, FeatureMapConfig
 from finetune.scoring_config import DynamicsConfig, EvaluateConfig, ProbeConfig
-from mae_et.cli.extension import flags_of_extension
+from mae_et.cli.extension import flags_of_extension, flags_of_resumed_run
 from mae_et.cli.help import help_requested, help_text
 from mae_et.cli.inheritance import data_of_checkpoint, inherited_keys
 from mae_et.config.commands import (
@@ -64,6 +64,9 @@ POSITIONAL = frozenset({
     "finetune", "dynamics",
 })  # fmt: skip
 
+# Commands whose run to resume may be the first word: pretrain RUN. Fine-tuning starts from it.
+RESUMABLE = frozenset({"pretrain", "supervised"})
+
 
 def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None = None) -> Any:
     """Return the config that the arguments of a command describe.
@@ -89,6 +92,8 @@ def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None 
     if issubclass(kind, PretrainConfig):
         arguments = [re.sub(r"^--init(?==|$)", "--init.weights", word) for word in arguments]
         arguments = flags_of_extension(arguments)
+    if command in RESUMABLE:
+        arguments = flags_of_resumed_run(arguments)
     try:
         config = parse_config(parser, kind, arguments)
     except UserError as error:
@@ -118,8 +123,8 @@ def _refuse_path(command: str, sentence: str) -> None:
     where = "a config comes after --config" if is_config else "data come after --data.root"
     if command in POSITIONAL:
         where = f"the checkpoint comes first ({command} RUN ...), and {where}"
-    elif command == "pretrain" and (path / "config.yaml").is_file():
-        where = f"resume the run with --config {path}/config.yaml, or extend it with --extend-to"
+    elif command in RESUMABLE and path.is_dir():
+        where = f"{path} is not a run folder, and {where}"
     raise UserError(f"{sentence}; {where}")
 
 
@@ -164,8 +169,10 @@ def parser_of(command: str) -> ArgumentParser:
         description += " --checkpoint PATH is short for --model.checkpoint PATH."
     if issubclass(kind, PretrainConfig):
         description += " --init PATH is short for --init.weights PATH."
+    if command in RESUMABLE:
+        description += f" mae-et {command} RUN resumes the run in a folder."
     if command == "pretrain":
-        description += " mae-et pretrain RUN --extend-to EPOCHS continues RUN in a new folder."
+        description += " mae-et pretrain RUN --extend-to EPOCHS continues it in a new folder."
     if command in POSITIONAL:
         description += f" mae-et {command} PATH is short for --checkpoint PATH."
     if kind is ProbeConfig:

@@ -1,4 +1,4 @@
-"""The command line of an extended run: mae-et pretrain RUN --extend-to EPOCHS."""
+"""The command line of a run to resume or extend: mae-et pretrain RUN [--extend-to EPOCHS]."""
 
 import argparse
 from pathlib import Path
@@ -6,6 +6,17 @@ from pathlib import Path
 from mae_et.checkpoints.run_config import config_of_run
 from mae_et.config.words import expand_path
 from mae_et.errors import UserError
+from mae_et.training.extendable import check_extendable
+
+
+def flags_of_resumed_run(arguments: list[str]) -> list[str]:
+    """Replace a first word `RUN` by the config of RUN, which may have moved since."""
+    if not arguments or arguments[0].startswith("-"):
+        return arguments
+    run = expand_path(Path(arguments[0]), "run")
+    if not (run / "config.yaml").is_file():
+        return arguments
+    return [f"--config={run / 'config.yaml'}", f"--output.dir={run}", *arguments[1:]]
 
 
 def flags_of_extension(arguments: list[str]) -> list[str]:
@@ -14,7 +25,8 @@ def flags_of_extension(arguments: list[str]) -> list[str]:
     The warm-up lasts as long as in RUN; the new folder is RUN-EPOCHSep. Flags override all of it.
 
     Raises:
-        UserError: RUN is missing or not a run of pre-training, or EPOCHS is not a number.
+        UserError: RUN is missing, not a run of pre-training or cannot be extended; or EPOCHS is no
+            number.
     """
     option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     option.add_argument("--extend-to", "--extend_to", nargs="?", const="")
@@ -32,12 +44,13 @@ def flags_of_extension(arguments: list[str]) -> list[str]:
         budget = float(epochs)
     except ValueError:
         raise UserError(f"--extend-to must be a number of epochs, got {epochs!r}") from None
-    shorter = before.curriculum.epochs / budget if budget > 0 else 1.0
+    check_extendable(run, before, budget)
+    shorter = before.curriculum.epochs / budget
     return [
         f"--config={run / 'config.yaml'}",
         f"--init.extends={run}",
         f"--curriculum.epochs={budget!r}",
-        f"--optim.warmup_fraction={before.optim.warmup_fraction * min(shorter, 1.0)!r}",
+        f"--optim.warmup_fraction={before.optim.warmup_fraction * shorter!r}",
         f"--output.dir={run}-{budget:g}ep",
         *rest[1:],
     ]

@@ -26,6 +26,7 @@ from mae_et.io.metrics_file import METRICS, SCORES, read_metrics, row_line
 from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext
+from mae_et.training.extendable import check_extendable
 from mae_et.training.find_checkpoint import share_checkpoint
 from mae_et.training.optim import decay_start, lr_at
 from mae_et.training.plan import plan_new_run, plan_of_run
@@ -78,6 +79,7 @@ def read_extension(
     before = config_of_run(run)
     if before is None:
         raise UserError(f"init.extends {run} is not a run folder of mae-et pretrain")
+    check_extendable(run, before, config.curriculum.epochs)
     check_same_settings(
         f"init.extends {run} is a run of other settings",
         numeric_keys(before),
@@ -100,15 +102,10 @@ def _last_constant_checkpoint(run: Path, config: PretrainConfig, plan: Plan) -> 
     """Read a run's last checkpoint from the constant part of its learning rate.
 
     Raises:
-        UserError: the schedule has no such part, or none of its checkpoints is left.
+        UserError: none of its checkpoints is left.
     """
     last = decay_start(plan, config.optim)
-    if last is None:
-        raise UserError(
-            f"init.extends {run} cannot be extended: its learning rate falls as a cosine from the "
-            "warm-up to the end (no optim.decay_fraction); start a new run from its weights "
-            f"instead, which warms up again: --init {run}"
-        )
+    assert last is not None  # `check_extendable`
     first = bisect_left(range(last), config.optim.warmup_fraction, key=plan.progress)
     paths = list_checkpoints(run / "checkpoints")
     saved = last_that_loads([path for path in paths if first <= checkpoint_step(path) <= last])
@@ -130,13 +127,8 @@ def _record(run: Path, name: str, plan: Plan) -> str:
 
 
 def _check_continuous(config: PretrainConfig, plan: Plan, step: int) -> None:
-    """Refuse an extension whose learning rate or weight decay would jump at its first step."""
+    """Refuse an extension whose learning rate would jump at its first step."""
     optim, run = config.optim, config.init.extends
-    if optim.weight_decay_end is not None:
-        raise UserError(
-            f"init.extends {run} cannot be extended: its weight decay moves over the whole run "
-            "(optim.weight_decay_end), so no step of it belongs to a longer run"
-        )
     lr = lr_at(plan.progress(step), optim)
     if not math.isclose(lr, optim.lr):
         raise UserError(

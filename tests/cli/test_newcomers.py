@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from mae_et import MaskedAutoencoder, UserError, pretrain
 from mae_et.cli.arguments import config_of
 from mae_et.cli.main import main
 from mae_et.config.data import DataConfig
+from mae_et.config.files import to_yaml
 
 RUN = ["--config=tiny.yaml", "--output.dir=run"]
 
@@ -168,6 +170,18 @@ def test_unknown_flags_and_commands_suggest_the_closest(
     place: Path, capsys, arguments: list[str], sentence: str
 ) -> None:
     assert sentence in refusal(capsys, *arguments)
+
+
+def test_a_run_folder_as_the_first_word_resumes_its_run(place: Path, capsys) -> None:
+    config = config_of("pretrain", RUN)
+    moved, empty = place / "moved", place / "empty"
+    empty.mkdir()
+    moved.mkdir()
+    (moved / "config.yaml").write_text(to_yaml(config))
+    resumed = config_of("pretrain", [str(moved), "--seed=3"])
+    assert resumed == replace(config, output=replace(config.output, dir=moved), seed=3)
+    assert "is a config of mae-et pretrain" in refusal(capsys, "supervised", str(moved))
+    assert f"{empty} is not a run folder" in refusal(capsys, "pretrain", str(empty))
 
 
 def test_switches_need_no_value_and_runs_no_flag(place: Path, capsys) -> None:

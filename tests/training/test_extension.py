@@ -134,6 +134,8 @@ def test_runs_that_cannot_be_extended_are_refused(finished, tmp_path: Path, monk
         (["--extend-to=8"], "needs the run to extend"),
         ([str(tmp_path / "none"), "--extend-to=8"], "extends a run folder of mae-et pretrain"),
         ([str(run), "--extend-to", "many"], "must be a number of epochs, got 'many'"),
+        ([str(falling), "--extend-to=8"], "falls as a cosine"),
+        ([str(run), "--extend-to=4"], "must exceed the budget of the run to extend"),
         ([str(classifier), "--extend-to=8"], "extends a run folder of mae-et pretrain"),
     ):
         with pytest.raises(UserError, match=sentence):

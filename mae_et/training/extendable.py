@@ -1,0 +1,31 @@
+"""Refuse to extend a run whose config rules it out, before PyTorch is loaded."""
+
+from pathlib import Path
+
+from mae_et.config.schema import PretrainConfig
+from mae_et.errors import UserError
+
+
+def check_extendable(run: Path, before: PretrainConfig, epochs: float) -> None:
+    """Check the config of a run to extend to a budget of `epochs`.
+
+    Raises:
+        UserError: its learning rate or weight decay moves over the whole run, or the budget is not
+            larger than the run's.
+    """
+    if before.optim.decay_fraction is None:
+        raise UserError(
+            f"{run} cannot be extended: its learning rate falls as a cosine from the warm-up to "
+            "the end (no optim.decay_fraction); start a new run from its weights instead, which "
+            f"warms up again: --init {run}"
+        )
+    if before.optim.weight_decay_end is not None:
+        raise UserError(
+            f"{run} cannot be extended: its weight decay moves over the whole run "
+            "(optim.weight_decay_end), so no step of it belongs to a longer run"
+        )
+    if not epochs > before.curriculum.epochs:
+        raise UserError(
+            f"curriculum.epochs {epochs:g} must exceed the budget of the run to extend "
+            f"({before.curriculum.epochs:g})"
+        )
