@@ -1,6 +1,5 @@
 """Build a timm model as a backbone, and load a checkpoint of the same model."""
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,18 +65,27 @@ def _create(config: NetworkConfig, classes: int, described: dict[str, Any] | Non
         **({"drop_path_rate": config.drop_path} if config.drop_path else {}),
         **({"drop_rate": config.head_dropout} if config.head_dropout else {}),
     }
-    # These arguments make positions and windows follow the image size.
-    sized: dict[str, Any] = {"img_size": config.image_size}
+    # These make positions and windows follow the image size; convolutional networks have neither.
+    sized = {"img_size": config.image_size, "dynamic_img_size": True}
     try:
-        # Some networks accept only one size; convolutional ones accept any.
-        for options in (sized | {"dynamic_img_size": True}, sized):
-            with contextlib.suppress(TypeError):
-                return timm.create_model(name, **(common | options))
-        return timm.create_model(name, **common)
+        return _create_accepting(name, common, sized)
     except Exception as error:  # unknown name, unreachable hub
         raise UserError(
             f"timm cannot build model.backbone {name!r}: {one_line(error)}{suggest_model(name)}"
-        ) from None
+        ) from error
+
+
+def _create_accepting(name: str, needed: dict[str, Any], wanted: dict[str, Any]) -> nn.Module:
+    """Create a timm model with all `needed` arguments, and those `wanted` that it accepts."""
+    try:
+        return timm.create_model(name, **(needed | wanted))
+    except TypeError as error:
+        # Signatures do not show them: timm's functions hand their keywords on.
+        message = str(error) if "keyword argument" in str(error) else ""
+        left = {key: value for key, value in wanted.items() if repr(key) not in message}
+        if left == wanted:
+            raise
+    return _create_accepting(name, needed, left)
 
 
 def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str) -> None:
@@ -89,14 +97,14 @@ def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str)
     refuse_traceless(checkpoint, arguments | activation_of(checkpoint))
     heads, ours = classifier_prefixes(network), network.state_dict()
     theirs = read_weights_of(network, checkpoint, key)
-    kept = _without_mismatched_head(theirs, ours, heads)
+    kept, cause = _without_mismatched_head(theirs, ours, heads), None
     if describe_mismatch(kept, ours, may_lack=heads):
         try:
             theirs = converted_by_timm(theirs, network)
         except UserError as error:
-            raise UserError(f"timm cannot read {checkpoint} as {name}: {error}") from None
-        except Exception:  # weights of another network, reported below
-            pass
+            raise UserError(f"timm cannot read {checkpoint} as {name}: {error}") from error
+        except Exception as error:  # weights of another network, reported below
+            cause = error
         kept = _without_mismatched_head(theirs, ours, heads)
     projections = [n for n in kept if n not in ours and n.startswith((*PROJECTIONS, *heads))]
     mismatch = describe_mismatch(kept, ours, may_lack=heads, may_have=tuple(projections))
@@ -104,7 +112,7 @@ def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str)
         what, advice = recognise_network(theirs) or ("", "--model.backbone")
         if "--model.backbone" not in advice:  # timm has no such network
             raise UserError(f"{checkpoint} holds {what}: {advice}")
-        raise UserError(f"{name} and {checkpoint} differ: {mismatch}")
+        raise UserError(f"{name} and {checkpoint} differ: {mismatch}") from cause
     if projections:
         notify(f"{checkpoint}: its projection is not used ({listed(projections)})")
     check_finite(checkpoint, kept, ours)

@@ -159,10 +159,10 @@ def build(
     if efficiency.gradient_checkpointing:
         try:
             network.set_grad_checkpointing(True)
-        except (AssertionError, AttributeError):
+        except (AssertionError, AttributeError) as error:
             raise UserError(
                 "efficiency.gradient_checkpointing: this network does not support it"
-            ) from None
+            ) from error
     run = build_run(
         config,
         plan,

@@ -73,9 +73,12 @@ class FrozenEncoder:
         if size != self.image_size and not self.takes_any_size:
             try:
                 self.network.set_input_size(img_size=size)
-            except (AssertionError, AttributeError):  # hybrids; networks without this method
+            except (
+                AssertionError,
+                AttributeError,
+            ) as error:  # hybrids, networks without it
                 kind = type(self.network).__name__
-                raise UserError(f"image_size: timm cannot resize this {kind}") from None
+                raise UserError(f"image_size: timm cannot resize this {kind}") from error
         return replace(self, image_size=size, resized=size != self.image_size)
 
 

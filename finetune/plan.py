@@ -74,7 +74,7 @@ def check_sizes(config: ClassifierConfig, network: nn.Module, bandwidths: Sequen
             raise UserError(
                 f"the network does not accept the curriculum's images of {format_size(size)} "
                 f"pixels: {one_line(error)}"
-            ) from None
+            ) from error
 
 
 def _on_meta(network: nn.Module) -> nn.Module:

@@ -67,7 +67,7 @@ def reconstruct(config: ReconstructConfig) -> Path:
         mask = mask_from_noise(noise, config.mask_ratio or model.mask_ratio)
         panels = reconstruction_panels(model.to(device), pixels, mask, data)
     except ValueError as error:
-        raise UserError(str(error)) from None
+        raise UserError(str(error)) from error
     with refuse_unwritable(f"output {config.output}"):
         save_png(config.output, panel_grid(panels, model.target))
     return config.output

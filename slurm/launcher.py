@@ -102,7 +102,7 @@ class Launcher:
                     submitted += [executor.submit(job) for job in self.jobs]
                 return submitted
             except FailedJobError as error:
-                raise UserError(f"SLURM refuses the job: {one_line(error)}") from None
+                raise UserError(f"SLURM refuses the job: {one_line(error)}") from error
 
     def _executor(self) -> submitit.Executor:
         config = self.config

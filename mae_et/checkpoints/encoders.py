@@ -208,7 +208,7 @@ def build_named(path: Path, architecture: str, key: str | None = None, head: boo
     try:
         tensors = converted_by_timm(tensors, network)
     except Exception as error:  # names and shapes of another network
-        raise UserError(f"timm cannot read {path} as {architecture}: {one_line(error)}") from None
+        raise UserError(f"timm cannot read {path} as {architecture}: {one_line(error)}") from error
     if mismatch := describe_mismatch(tensors, network.state_dict(), may_have=() if head else parts):
         raise UserError(f"{path} does not fit {architecture}: {mismatch}")
     check_finite(path, tensors, network.state_dict())

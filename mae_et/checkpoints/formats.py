@@ -81,7 +81,7 @@ def weights_of_payload(path: Path, payload: dict[str, Any], key: str | None = No
         raise
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         # Entries with our names, but values of other types.
-        raise UserError(f"{path} holds no weights of ours: {summarise_error(error)}") from None
+        raise UserError(f"{path} holds no weights of ours: {summarise_error(error)}") from error
 
 
 def weights_of_classifier(folder: Path, tensors: Tensors) -> Weights:

@@ -30,4 +30,4 @@ def fetch_from_hub(name: str, **arguments: Any) -> Any:
     try:
         return timm.create_model(name, pretrained=True, **arguments)
     except Exception as error:  # whatever the hub's client raises
-        raise UserError(f"timm cannot fetch {name} from its hub: {one_line(error)}") from None
+        raise UserError(f"timm cannot fetch {name} from its hub: {one_line(error)}") from error

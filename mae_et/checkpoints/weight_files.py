@@ -84,7 +84,7 @@ def read_weight_file(path: Path) -> dict[str, Any]:
         advice = "save its state_dict alone"
         raise UserError(f"{path} is refused: {describe_refusal(error)}; {advice}") from None
     except Exception as error:  # damaged files raise all kinds of errors
-        raise UserError(f"{path} cannot be read: {_what_is_wrong(path, start, error)}") from None
+        raise UserError(f"{path} cannot be read: {_what_is_wrong(path, start, error)}") from error
     if not isinstance(payload, dict):
         raise UserError(f"{path} holds a {type(payload).__name__}, not weights")
     return payload

@@ -102,7 +102,7 @@ def _find_function(name: str) -> Callable[[Path], float]:
     try:
         found: Any = pkgutil.resolve_name(name)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"search.objective {name} is not found: {error}") from None
+        raise UserError(f"search.objective {name} is not found: {error}") from error
     if not callable(found):
         raise UserError(f"search.objective {name} is not a function")
     return found

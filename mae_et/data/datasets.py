@@ -134,7 +134,7 @@ def _open_torchvision(config: DataConfig, split: Split, channels: int) -> ImageD
             raise UserError(
                 f"the dataset {name} is not in {root}, and data.download is off: "
                 f"{one_sentence(error)}"
-            ) from None
+            ) from error
         inner = _download(name, root, split)
     classes = [entry if isinstance(entry, str) else entry[0] for entry in inner.classes]
     return _wrap(inner, classes, channels, name)
@@ -170,4 +170,4 @@ def _download(name: str, root: Path, split: Split) -> Any:
     except Exception as error:  # urllib and torchvision raise many types
         raise UserError(
             f"the dataset {name} is not in {root} and cannot be downloaded: {one_sentence(error)}"
-        ) from None
+        ) from error

@@ -36,7 +36,7 @@ def open_hugging_face(config: DataConfig, split: Split, channels: int) -> Decode
         raise UserError(
             f"the {split} split of {config.source} cannot be opened (data.{split}_split "
             f"{split_name(config, split)}): {one_sentence(error)}"
-        ) from None
+        ) from error
     name = f"{{}} of {config.source}".format
     return DecodedDataset(inner, inner.classes, channels, name, config.max_value)
 

@@ -195,7 +195,7 @@ def read_split_file(folder: Path) -> dict[str, Any]:
         if description["version"] == VERSION:
             _check_description(description)
     except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {one_line(error)})") from None
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {one_line(error)})") from error
     if description["version"] != VERSION:
         raise UserError(f"{path} has version {description['version']}, expected {VERSION}")
     return description

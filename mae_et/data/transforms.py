@@ -186,8 +186,8 @@ def augmentation(config: DataConfig, magnitude: float) -> list[Callable]:
     try:
         how = {"img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
         transform = rand_augment_transform(recipe, how)
-    except (AssertionError, ValueError, KeyError):
-        raise UserError(f"timm has no augmentation {recipe!r} (data.augment)") from None
+    except (AssertionError, ValueError, KeyError) as error:
+        raise UserError(f"timm has no augmentation {recipe!r} (data.augment)") from error
     for operation in transform.ops:
         if operation.name.startswith("Posterize"):
             operation.aug_fn = _posterize

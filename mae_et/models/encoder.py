@@ -65,8 +65,8 @@ def create_vit(name: str, /, **settings: Any) -> Any:
         if keyword := re.search(r"unexpected keyword argument (\S+)", str(error)):
             raise UserError(
                 f"timm's {name!r} is not a plain vision transformer: it takes no {keyword[1]}"
-            ) from None
-        raise UserError(f"timm cannot build the encoder {name!r}: {one_line(error)}") from None
+            ) from error
+        raise UserError(f"timm cannot build the encoder {name!r}: {one_line(error)}") from error
 
 
 def check_settings_of(name: str, settings: dict[str, Any]) -> None:

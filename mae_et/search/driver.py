@@ -76,10 +76,10 @@ def strategy_of(config: SearchConfig) -> Strategy:
         return sequential if config.search.strategy == "sequential" else greedy
     try:
         from mae_et.search.bayes import bayes
-    except ImportError:
+    except ImportError as error:
         raise UserError(
             "search.strategy bayes needs the extra search: pip install '.[search]' (in the clone)"
-        ) from None
+        ) from error
     return bayes
 
 

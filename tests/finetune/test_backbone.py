@@ -128,6 +128,18 @@ def test_a_checkpoint_that_timm_cannot_resample_is_refused(tmp_path: Path) -> No
             )
 
 
+def test_an_error_of_timm_s_own_is_not_taken_for_a_network_of_any_size(monkeypatch) -> None:
+    def create_model(name: str, **settings: object) -> torch.nn.Module:
+        if "img_size" in settings:
+            raise TypeError("can only concatenate lists")
+        return torch.nn.Identity()
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    with pytest.raises(UserError, match="can only concatenate") as caught:
+        build_classifier(NetworkConfig(backbone="resnet18"), 5)
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
 def test_a_backbone_loads_a_folder_of_transformers_with_its_heads(tmp_path: Path) -> None:
     first = randomised(timm.create_model("test_vit", num_classes=0))
     save_file(to_hugging_face(first.state_dict()), tmp_path / "model.safetensors")

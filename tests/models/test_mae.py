@@ -174,6 +174,12 @@ def test_encoders_other_than_plain_vits_raise(name: str, sentence: str) -> None:
         MaskedAutoencoder(name)
 
 
+def test_the_cause_of_a_failure_to_build_the_encoder_is_kept() -> None:
+    with pytest.raises(UserError, match="cannot build the encoder") as caught:
+        MaskedAutoencoder("vit_tiny_patch16_224", image_size="224")  # type: ignore[arg-type]
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
 @pytest.mark.slow  # PyTorch imports sympy
 def test_an_exported_model_takes_batches_of_any_size() -> None:
     model, batch = small().eval(), torch.export.Dim("batch")
