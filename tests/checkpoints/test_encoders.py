@@ -459,6 +459,8 @@ def test_probes_score_other_encoders_and_our_own_export_alike(
         knn(ProbeConfig(path, encoder_num_heads=heads, **shared))
         for path in (run, tmp_path / "timm.safetensors")
     ]
+    found = [each["provenance"].pop("checkpoint") for each in scores]
+    assert found == [str(run.resolve()), str(tmp_path / "timm.safetensors")]
     assert scores[0] == scores[1]
     settings = SMALL | DETERMINED["DINOv2 registers"] | {"num_classes": 0}
     other = randomised(timm.create_model("vit_tiny_patch16_224", **settings))
