@@ -25,7 +25,7 @@ class CheckpointWriter:
     """Writes the checkpoints of a run, one at a time and in the order of their steps.
 
     Every rank has one, because the state may be sharded; only the main rank's writes. Leaving the
-    block waits for a write in progress, also after an error.
+    block waits for a write in progress, also after an error or a second SIGINT.
 
     A process may be forked (loader workers) while a checkpoint is written: outside of system calls
     and of copies of memory, the thread holds the GIL, so a child inherits no lock that it needs.
