@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from finetune.embedding_output import (
     DIFFERENCE,
@@ -40,6 +39,7 @@ from mae_et.io.atomic import remove_leftovers, write_text_atomically
 from mae_et.io.lock import check_writable, sole_writer
 from mae_et.io.plain_files import keep_settings, read_mapping
 from mae_et.models.features import pool_tokens
+from mae_et.monitoring.progress import Progress
 from mae_et.runtime.console import say
 from mae_et.runtime.distributed import choose_device
 
@@ -160,7 +160,7 @@ def _encode_missing(
     saved = time.monotonic()
     with (
         encode_images(encoder, images, data, config, device, config.layers) as batches,
-        tqdm(total=rows.count, initial=rows.done, unit="image", disable=None) as bar,
+        Progress("embed", rows.count, rows.done) as progress,
     ):
         for tokens, (labels, readable) in batches:
             features = [pooled(encoder.network, layer, config.pool) for layer in tokens]
@@ -168,7 +168,7 @@ def _encode_missing(
             if not readable.all():
                 bad, first = len(rows.unreadable), error_of(parts, rows.unreadable[0])
                 refuse_excess(bad, rows.count, data.max_bad_fraction, which=f": {first}")
-            bar.update(len(labels))
+            progress.advance(len(labels))
             if time.monotonic() - saved >= SECONDS_BETWEEN_SAVES:
                 rows.save()
                 saved = time.monotonic()

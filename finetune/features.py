@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
-from tqdm import tqdm
 
 from finetune.datasets import open_labelled
 from finetune.frozen_encoder import FrozenEncoder
@@ -25,6 +24,7 @@ from mae_et.data.loader import batches_of, data_loader
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.errors import UserError
 from mae_et.models.features import pool_tokens
+from mae_et.monitoring.progress import Progress
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast, autocast_dtype
 from mae_et.runtime.watchdog import hang_watchdog, heartbeat
@@ -92,7 +92,7 @@ def extract_dataset_features(
     start = 0
     with (
         encode_images(encoder, images, data, config, device, bandwidth=bandwidth) as batches,
-        tqdm(total=count, desc=split, unit="image", leave=False, disable=None) as bar,
+        Progress(split, count) as progress,
     ):
         for (tokens,), (batch_labels,) in batches:
             pooled = pool_tokens(encoder.network, tokens, config.pool)
@@ -101,7 +101,7 @@ def extract_dataset_features(
             end = start + len(pooled)
             vectors[start:end], labels[start:end] = pooled, batch_labels
             start = end
-            bar.update(len(pooled))
+            progress.advance(len(pooled))
     return Features(vectors, labels)
 
 

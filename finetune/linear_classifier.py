@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mae_et.checkpoints.mae_layout import PROBE_EPSILON
+from mae_et.monitoring.progress import Progress
 from mae_et.probing.labelled import (
     at_least_float32,
     check_features,
@@ -172,17 +173,20 @@ def train_heads(
     rates = torch.tensor(learning_rates, device=device)[:, None, None]
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same order on any device
     per_epoch = len(indices.split(batch_size_for(len(indices))))
-    for step in range(epochs * per_epoch):
-        if step % per_epoch == 0:
-            batches = shuffled_batches(indices, generator)
-        batch = batches[step % per_epoch]
-        x = F.pad((features[batch] - mean) / std, (0, 1), value=1.0)
-        y = F.one_hot(labels[batch], classes)
-        error = (x @ heads).softmax(dim=-1) - y  # [R B C], the gradient of cross-entropy
-        gradient = x.T @ error / len(x)
-        velocity = MOMENTUM * velocity + gradient
-        cosine = 0.5 * (1 + math.cos(math.pi * step / (epochs * per_epoch)))
-        heads -= rates * cosine * velocity
+    steps = epochs * per_epoch
+    with Progress("linear probe", steps, unit="step") as progress:
+        for step in range(steps):
+            if step % per_epoch == 0:
+                batches = shuffled_batches(indices, generator)
+            batch = batches[step % per_epoch]
+            x = F.pad((features[batch] - mean) / std, (0, 1), value=1.0)
+            y = F.one_hot(labels[batch], classes)
+            error = (x @ heads).softmax(dim=-1) - y  # [R B C], the gradient of cross-entropy
+            gradient = x.T @ error / len(x)
+            velocity = MOMENTUM * velocity + gradient
+            cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+            heads -= rates * cosine * velocity
+            progress.advance(1)
     return heads
 
 

@@ -17,6 +17,7 @@ from mae_et.data.datasets import ImageDataset
 from mae_et.data.loader import batches_of, data_loader
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.io.atomic import write_text_atomically
+from mae_et.monitoring.progress import Progress
 from mae_et.monitoring.tables import csv_cell
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import DistributedContext
@@ -75,7 +76,10 @@ def score(
     sums = torch.zeros(2, dtype=torch.float64)
     was_training = network.training
     network.eval()
-    with batches_of(data_loader(mine, workers, batch_size=batch_size)) as batches:
+    with (
+        batches_of(data_loader(mine, workers, batch_size=batch_size)) as batches,
+        Progress("evaluation", len(mine), bar=False) as progress,
+    ):
         for pixels, labels in batches:
             heartbeat()
             pixels = normalise(pixels.to(world.device), data.mean, data.std)
@@ -90,6 +94,7 @@ def score(
                 confusion += (labels * classes + top[:, 0]).bincount(minlength=classes**2)
             sums[0] += (top == labels[:, None]).any(dim=1).sum()
             sums[1] += F.cross_entropy(logits, labels, reduction="sum")
+            progress.advance(len(labels))
     network.train(was_training)
     images, correct, predicted, sums = (
         distributed.all_reduce_sum(part, world) for part in (images, correct, predicted, sums)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from mae_et.curriculum.frequency import low_pass
 from mae_et.data.datasets import open_dataset
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.transforms import EvalDataset, normalise
+from mae_et.monitoring import progress
 from mae_et.monitoring.figures import results_table
 from mae_et.monitoring.run_figures import figures_of, settings_of
 
@@ -100,6 +102,17 @@ def test_scores_record_what_they_were_computed_from(run, tiny, capsys) -> None:
     assert other["provenance"]["weights"] == weights
     assert other["provenance"]["epochs"] == 5
     assert other["settings"] == "epochs=5"
+
+
+def test_scoring_reports_its_progress_where_no_terminal_shows_a_bar(
+    run, tiny, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    score_encoder(probe(run, tiny))
+    said = capsys.readouterr().err
+    for line in ("train: 40 of 40 images, 0:00:00 left", "val: 20 of 20 images, 0:00:00 left"):
+        assert f"mae-et: {line}" in said
+    assert re.search(r"mae-et: linear probe: 1 of \d+ steps, 0:00:0\d left", said)
 
 
 def test_scores_of_a_finished_run_are_kept_in_it_for_compare(run, tiny, tmp_path, capsys) -> None:
