@@ -64,6 +64,12 @@ POSITIONAL = frozenset({
     "finetune", "dynamics",
 })  # fmt: skip
 
+# Keys of a command's config that have an effect on another command only.
+OF_ANOTHER_COMMAND = {
+    "knn": {"epochs": "linear-probe"},
+    "linear-probe": {"neighbours": "knn", "temperature": "knn"},
+}
+
 # Commands whose run to resume may be the first word: pretrain RUN. Fine-tuning starts from it.
 RESUMABLE = frozenset({"pretrain", "supervised"})
 
@@ -83,6 +89,9 @@ def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None 
     if help_requested(arguments):
         print(help_text(command, parser, kind, arguments), end="")
         sys.exit(0)
+    for key, other in OF_ANOTHER_COMMAND.get(command, {}).items():
+        if any(re.match(rf"--{key}(=|$)", word) for word in arguments):
+            raise UserError(f"--{key} is a key of mae-et {other}, not of mae-et {command}")
     if command in POSITIONAL and arguments and not arguments[0].startswith("-"):
         arguments = [f"--checkpoint={arguments[0]}", *arguments[1:]]
     if kind is ClassifierConfig:
@@ -179,7 +188,10 @@ def parser_of(command: str) -> ArgumentParser:
         description += f" mae-et {command} RUN1 RUN2 ... scores several runs."
     parser = ArgumentParser(prog=f"mae-et {command}", exit_on_error=False, description=description)
     add_config_arguments(
-        parser, kind, paths="runs" if kind in (CompareConfig, ReportConfig) else None
+        parser,
+        kind,
+        paths="runs" if kind in (CompareConfig, ReportConfig) else None,
+        skip=OF_ANOTHER_COMMAND.get(command, ()),
     )
     return parser
 

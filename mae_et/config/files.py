@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import re
 from argparse import Action
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -130,13 +130,16 @@ class HelpFormatter(DefaultHelpFormatter):
         return text if action.default is not None else text.replace(" (default: %(default)s)", "")
 
 
-def add_config_arguments(parser: ArgumentParser, kind: type[Any], paths: str | None = None) -> None:
+def add_config_arguments(
+    parser: ArgumentParser, kind: type[Any], paths: str | None = None, skip: Iterable[str] = ()
+) -> None:
     """Give a parser `--config`, which may be repeated, and a flag for each field of `kind`.
 
     Args:
         parser: the parser.
         kind: a dataclass.
         paths: name of a field that takes one or more paths as positional arguments.
+        skip: names of fields that get no flag.
     """
     parser.formatter_class = HelpFormatter
     parser.allow_abbrev = False  # a prefix of a key is a typo, not an abbreviation
@@ -144,7 +147,7 @@ def add_config_arguments(parser: ArgumentParser, kind: type[Any], paths: str | N
     if paths is not None:
         name = paths.removesuffix("s").upper()
         parser.add_argument(paths, metavar=name, nargs="+", type=Path, help="one or more")
-    parser.add_class_arguments(kind, fail_untyped=True, skip={paths} if paths else None)
+    parser.add_class_arguments(kind, fail_untyped=True, skip={*skip, *([paths] if paths else [])})
 
 
 def parse_config(parser: ArgumentParser, kind: type[Config], arguments: list[str]) -> Config:

@@ -237,8 +237,8 @@ def test_pretrain_probe_and_reconstruct_from_the_run_folder_alone(tiny, tiny_yam
     results = last_json(capsys.readouterr().out)
     assert results["run"] == str(folder)
     assert results["loss"] == read_metrics(folder)[-1]["loss"]
-    for command in ("knn", "linear-probe"):
-        assert main([command, f"--checkpoint={folder}", "--num_workers=0", "--epochs=3"]) == 0
+    for command, epochs in (("knn", []), ("linear-probe", ["--epochs=3"])):
+        assert main([command, f"--checkpoint={folder}", "--num_workers=0", *epochs]) == 0
         figures = last_json(capsys.readouterr().out)
         linear = {"linear", "linear_learning_rate", "settings"}  # the epochs are no default
         shared = {"data", "provenance"}

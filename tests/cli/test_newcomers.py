@@ -157,6 +157,8 @@ def test_batch_larger_than_the_default_synthetic_data_is_refused(place: Path, ca
         (["finetune", "--model-ema"], "did you mean --optim.ema?"),  # timm's
         (["pretrain", "--lr=8"], "did you mean --optim.base_lr or --optim.min_lr?"),
         (["knn", "--checkpoint=x", "--neighbors=8"], "did you mean --neighbours?"),
+        (["knn", "x", "--epochs=3"], "--epochs is a key of mae-et linear-probe, not of mae-et knn"),
+        (["linear-probe", "x", "--temperature", "1"], "--temperature is a key of mae-et knn, not"),
         (["pretrain", "--config=finetune/vit_b16"], "is a config of mae-et finetune, not of"),
         (["pretrain", "--config", "supervised/resnet50"], "is a config of mae-et supervised"),
         (["finetune", "--config=pretrain/vit_b16_etpp_400ep"], "is a config of mae-et pretrain"),
