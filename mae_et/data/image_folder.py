@@ -209,7 +209,10 @@ def _report_folders(folder: Path, files: Sequence[str]) -> list[str]:
     facts = []
     deeper = next((file for file in files if file.count("/") > 1), None)
     if deeper is not None:
-        facts.append(f"the first folder is the class, not those below ({deeper})")
+        facts.append(
+            f"the first folder is the class, not those below ({deeper}); for classes of those "
+            "below, link them into one folder: ln -s"
+        )
     empty = sorted(set(subfolders(folder)) - {file.partition("/")[0] for file in files})
     if empty:
         facts.append(f"folders without images: {len(empty)} ({listed(empty, 3)})")

@@ -279,7 +279,8 @@ def test_folders_that_are_no_classes_are_reported(tmp_path: Path, capsys) -> Non
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
         f"mae-et: train split of {tmp_path}: 4 images of 2 classes; the first folder is the class, "
-        "not those below (plants/elm/0.png); folders without images: 1 (fungi)"
+        "not those below (plants/elm/0.png); for classes of those below, link them into one "
+        "folder: ln -s; folders without images: 1 (fungi)"
     )
 
 
