@@ -21,7 +21,15 @@ from mae_et.config.schema import PretrainConfig, RunConfig
 from mae_et.curriculum.mae_cost import ENCODERS
 from mae_et.curriculum.schedule import check_batch
 from mae_et.data.datasets import open_dataset
-from mae_et.data.layout import EXTENSIONS, ROOTED, Split, data_root, is_folder, split_folder
+from mae_et.data.layout import (
+    EXTENSIONS,
+    ROOTED,
+    Split,
+    check_source,
+    data_root,
+    is_folder,
+    split_folder,
+)
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_mapping
 from mae_et.runtime.console import say
@@ -34,12 +42,13 @@ _COUNTED: dict[str, int | None] = {}
 
 
 def check_root(data: DataConfig) -> None:
-    """Refuse data without a required data.root; warn if this machine lacks it.
+    """Refuse unknown data, or data without a required data.root; warn if this machine lacks it.
 
     Raises:
         UserError: the error with which the run would fail.
     """
-    if data.root is None:
+    check_source(data)
+    if data.root is None or data.root.is_file():
         if data.source in ROOTED:
             data_root(data)
     elif not data.root.exists():

@@ -21,7 +21,7 @@ from mae_et.data.channels import check_channels
 from mae_et.data.decoding import UNLABELLED, DecodedDataset, Sample
 from mae_et.data.hugging_face_datasets import open_hugging_face
 from mae_et.data.image_folder import open_image_folder
-from mae_et.data.layout import ROOTED, WHOLE_ROOT, Split, data_root
+from mae_et.data.layout import ROOTED, TORCHVISION, WHOLE_ROOT, Split, check_source, data_root
 from mae_et.data.prepared_shards import PreparedDataset
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.value_range import check_image_statistics, check_range
@@ -29,8 +29,6 @@ from mae_et.data.webdataset import open_shards
 from mae_et.errors import UserError, require_choice
 from mae_et.io.plain_files import no_follow
 from mae_et.runtime.console import notify
-
-TORCHVISION = ("cifar10", "cifar100", "fashion_mnist", "imagenette")
 
 
 class ImageDataset(Protocol):
@@ -86,6 +84,7 @@ def open_dataset(
     dataset: DecodedDataset
     if kind == "synthetic":
         return _open_synthetic(config, split, channels)
+    check_source(config)
     if kind in TORCHVISION:
         return _open_torchvision(config, split, channels)
     if kind == "folder":
@@ -94,11 +93,8 @@ def open_dataset(
         dataset = PreparedDataset(data_root(config) / split, channels, config.max_value)
     elif kind == "wds":
         dataset = open_shards(config, split, channels, own_classes)
-    elif kind.startswith("hfds/"):
-        dataset = open_hugging_face(config, split, channels)
     else:
-        known = ", ".join(["folder", "shards", "synthetic", *TORCHVISION, "wds", "hfds/NAME"])
-        raise UserError(f"data.name {kind!r} is unknown; known: {known}")
+        dataset = open_hugging_face(config, split, channels)
     check_range(dataset, config)
     return dataset
 

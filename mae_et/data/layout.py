@@ -17,6 +17,8 @@ Split = Literal["train", "val"]
 
 ROOTED = ("folder", "shards", "wds")
 """Kinds of datasets whose files are found under `data.root`."""
+TORCHVISION = ("cifar10", "cifar100", "fashion_mnist", "imagenette")
+"""Datasets that torchvision reads and downloads."""
 
 ARRAYS = (".npy",)
 EXTENSIONS = (
@@ -39,6 +41,17 @@ _LIKE = {
     )
     for split, words in (("train", SYNONYMS["train"]), ("val", (*SYNONYMS["val"], "dev", "eval")))
 }
+
+
+def check_source(config: DataConfig) -> None:
+    """Refuse the name of an unknown dataset.
+
+    Raises:
+        UserError: the name is unknown; the sentence lists those that are known.
+    """
+    known = ("folder", "shards", "synthetic", *TORCHVISION, "wds", "hfds/NAME")
+    if config.source not in known and not config.source.startswith("hfds/"):
+        raise UserError(f"data.name {config.source!r} is unknown; known: {', '.join(known)}")
 
 
 def data_root(config: DataConfig) -> Path:

@@ -145,6 +145,11 @@ def test_what_the_job_would_refuse_is_refused_before_it(place: Path, capsys) -> 
         (["knn", "vit_tiny_patch16_224", scores[0], scores[2]], "data must be given (--data.root"),
         (["finetune", "vit_tiny_patch16_224", *model], "data must be given (--data.root"),
         (["finetune", "--model.backbone=resnet18", *model], "data must be given (--data.root"),
+        (
+            ["supervised", "--model.backbone=resnet18", "--data.name=cifar", *model],
+            "is unknown; kn",
+        ),
+        (["supervised", "--model.backbone=resnet18", "--data.root=x.pth", *model], "not a folder"),
         (["evaluate", "x.pth", *scores], "the val split of data.root flat has no classes"),
         (["knn", "run", *scores], "fewer than two class folders): knn needs train/CLASS/*"),
         (["bench", "node", "--model.encoder=vit_no_patch16", *model], "no model 'vit_no_patch16'"),
