@@ -19,6 +19,7 @@ from mae_et.config.data import DataConfig
 from mae_et.config.model_names import check_model
 from mae_et.config.schema import PretrainConfig, RunConfig
 from mae_et.curriculum.mae_cost import ENCODERS
+from mae_et.curriculum.plan import check_replay
 from mae_et.curriculum.schedule import check_batch
 from mae_et.data.datasets import open_dataset
 from mae_et.data.layout import (
@@ -33,7 +34,7 @@ from mae_et.data.layout import (
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_mapping
 from mae_et.runtime.console import say
-from mae_et.training.plan import curriculum_of
+from mae_et.training.plan import curriculum_of, micro_batch_size
 from slurm.events import events_file
 
 LISTING_SECONDS = 5.0
@@ -73,7 +74,7 @@ def check_start(start: Path | None) -> None:
         )
 
 
-def check_plan(config: PretrainConfig, may_wait: bool) -> None:
+def check_plan(config: PretrainConfig, ranks: int, may_wait: bool) -> None:
     """Refuse an impossible curriculum, or an impossible plan if the number of images is known.
 
     Costs are counted by area, which does not require PyTorch. `may_wait`: the job may wait for
@@ -82,10 +83,12 @@ def check_plan(config: PretrainConfig, may_wait: bool) -> None:
     Raises:
         UserError: the error with which the run would fail.
     """
-    curriculum = curriculum_of(config)
-    images = _known_images(config.data, config.model.channels, may_wait)
+    curriculum, data = curriculum_of(config), config.data
+    images = _known_images(data, config.model.channels, may_wait)
     if images is not None and config.init.extends is None:
-        curriculum.plan(config.curriculum.epochs, images, config.optim.batch_size)
+        plan = curriculum.plan(config.curriculum.epochs, images, config.optim.batch_size)
+        micro_batch_size(config.efficiency.micro_batch, plan, ranks)
+        check_replay(plan, data.replay or {}, ranks)
 
 
 def _known_images(data: DataConfig, channels: int, may_wait: bool) -> int | None:

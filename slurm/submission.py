@@ -170,8 +170,7 @@ def _submit(group: list[Task], cluster: ClusterConfig, root: Path) -> str:
     with private_files(folder):
         code = snapshot(folder)
         kept = [freeze_configs(each, folder) for each in group]
-    launcher = _launcher(kept, cluster, root, code)
-    submitted = launcher.submit()
+    submitted = _launcher(kept, cluster, root, code).submit()
     for each, job in zip(kept, submitted, strict=True):
         facts = {"kind": each.kind, "executor": cluster.executor, "logs": str(folder.absolute())}
         record_event(each.folder, "submitted", job=job.job_id, restart=0, **facts)
@@ -240,7 +239,7 @@ def _check_training(each: Task, cluster: ClusterConfig) -> None:
         raise UserError(f"optim.batch_size {batch} is not divisible by {ranks} ranks")
     may_wait = cluster.dependency is not None
     if each.kind == "pretrain":
-        preflight.check_plan(config, may_wait)
+        preflight.check_plan(config, ranks, may_wait)
     else:
         preflight.check_classifier(each.kind, config, may_wait)
     written = each.folder / "config.yaml"

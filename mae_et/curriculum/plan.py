@@ -2,11 +2,12 @@
 
 import math
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mae_et.errors import UserError
+from mae_et.errors import UserError, require
 from mae_et.io.plain_files import read_mapping
 
 
@@ -125,6 +126,27 @@ class Plan:
                 raise ValueError("its magnitudes must lie in [0, 10]")
             start += stage.steps
         return found
+
+
+def check_replay(plan: Plan, replay: Mapping[int, int], ranks: int) -> None:
+    """Check `data.replay`, the number of uses of each image by bandwidth.
+
+    Raises:
+        UserError: a bandwidth is not in the plan, or the batch is not divisible by the ranks and
+            the uses of an image.
+    """
+    if not set(replay) <= set(plan.bandwidths):
+        raise UserError(
+            f"data.replay names the bandwidths {sorted(replay)}, the curriculum has "
+            f"{plan.bandwidths}"
+        )
+    for bandwidth, count in replay.items():
+        require(count > 0, f"data.replay must be positive, got {count} at {bandwidth}")
+        if plan.batch_size % (count * ranks):
+            raise UserError(
+                f"optim.batch_size {plan.batch_size} is not divisible by {count} uses of an "
+                f"image (data.replay at bandwidth {bandwidth}) on {ranks} ranks"
+            )
 
 
 def read_plan(path: Path) -> Plan:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from mae_et.curriculum.plan import Plan, PlannedStage
+from mae_et.curriculum.plan import Plan, PlannedStage, check_replay
 from mae_et.errors import UserError, require
 
 _REPLAY = -2  # separates replay's seeds from those of permutations
@@ -131,19 +131,8 @@ class CurriculumBatchSampler(Sampler[list[SampleIndex]]):
         self.replay = dict(replay or {})
         # At most an epoch of this rank, so that draws come from at most two permutations.
         self.replay_images = min(replay_images, plan.dataset_size // world_size)
-        if not set(self.replay) <= set(plan.bandwidths):
-            raise UserError(
-                f"data.replay names the bandwidths {sorted(self.replay)}, the curriculum has "
-                f"{plan.bandwidths}"
-            )
         require(not self.replay or replay_images > 0, "replay needs replay_images to draw from")
-        for bandwidth, count in self.replay.items():
-            require(count > 0, f"data.replay must be positive, got {count} at {bandwidth}")
-            if plan.batch_size % (count * world_size):
-                raise UserError(
-                    f"optim.batch_size {plan.batch_size} is not divisible by {count} uses of an "
-                    f"image (data.replay at bandwidth {bandwidth}) on {world_size} ranks"
-                )
+        check_replay(plan, self.replay, world_size)
         counts = (stage.steps * self._share(stage) * world_size for stage in plan.stages)
         self._before = [0, *accumulate(counts)]
 

@@ -150,6 +150,11 @@ def test_what_the_job_would_refuse_is_refused_before_it(place: Path, capsys) -> 
             "is unknown; kn",
         ),
         (["supervised", "--model.backbone=resnet18", "--data.root=x.pth", *model], "not a folder"),
+        (
+            ["pretrain", *RUN, "--efficiency.micro_batch={9: 4}", *model],
+            "batch names the band",
+        ),
+        (["pretrain", *RUN, "--data.replay={9: 2}", *model], "data.replay names the bandwidths"),
         (["evaluate", "x.pth", *scores], "the val split of data.root flat has no classes"),
         (["knn", "run", *scores], "fewer than two class folders): knn needs train/CLASS/*"),
         (["bench", "node", "--model.encoder=vit_no_patch16", *model], "no model 'vit_no_patch16'"),
