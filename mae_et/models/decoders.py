@@ -11,7 +11,6 @@ B batch, N patches, V visible patches, M predicted patches, D numbers per patch,
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -63,42 +62,50 @@ class Decoder(nn.Module, ABC):
         """Build one block."""
 
     @abstractmethod
-    def decode(self, tokens: Tensor, queries: Tensor) -> Tensor:
-        """Decode mask tokens [B M W], given class and visible tokens [B 1+V W] -> [B M W]."""
+    def decode(self, tokens: Tensor, queries: Tensor, count: int | None) -> Tensor:
+        """Decode patches, given class and visible tokens [B 1+V W].
 
-    def forward(self, latent: Tensor, mask: Mask, grid: Grid, count: int) -> Tensor:
-        """Predict masked patches.
+        Args:
+            tokens: class and visible tokens.
+            queries: mask tokens of the visible patches, then of the masked ones, [B V+M W].
+            count: M, to decode only the masked ones.
+
+        Returns:
+            [B M W]; without `count`, of all patches, after the class token if it is decoded too.
+        """
+
+    def forward(self, latent: Tensor, mask: Mask, grid: Grid, count: int | None = None) -> Tensor:
+        """Predict patches.
 
         Args:
             latent: encoded class token and visible patches, [B 1+V width].
             mask: the mask that the encoder saw.
             grid: rows and columns of patches.
-            count: M; the masked patches with the least noise are predicted.
+            count: M; the masked patches with the least noise are predicted. By default, every patch
+                is; the predictions of visible ones are untrained.
 
         Returns:
-            Predictions [B M D] of the patches `mask.order[:, V : V + M]`.
+            Predictions [B M D] of the patches `mask.order[:, V : V + M]`, or [B N D] of every patch
+            in raster order.
         """
         tokens = self.embed(latent)
-        positions = self.positions(grid, tokens)
-        visible, masked = positions[mask.order[:, : mask.visible + count]].split(
-            [mask.visible, count], dim=1
-        )
+        order = mask.order if count is None else mask.order[:, : mask.visible + count]
+        positions = self.positions(grid, tokens)[order]
         # The class token's position is zero, as in MAE.
         cls_token, tokens = tokens.split([1, mask.visible], dim=1)
-        tokens = torch.cat([cls_token, tokens + visible], dim=1)
-        queries = self.mask_token.to(tokens.dtype) + masked
-        return self.pred(self.norm(self.decode(tokens, queries)))
+        tokens = torch.cat([cls_token, tokens + positions[:, : mask.visible]], dim=1)
+        queries = self.mask_token.to(tokens.dtype) + positions
+        predicted = self.pred(self.norm(self.decode(tokens, queries, count)))
+        if count is not None:
+            return predicted
+        return gather(predicted[:, -order.shape[1] :], mask.restore)
 
     def positions(self, grid: Grid, tokens: Tensor) -> Tensor:
         """Return the position embeddings of a grid's patches, [N W], of the weights' dtype."""
         table = sincos_positions(grid, self.position_grid or grid, tokens.shape[-1], tokens.device)
         return table.to(self.mask_token.dtype)
 
-    @abstractmethod
-    def predict_all(self, latent: Tensor, mask: Mask, grid: Grid) -> Tensor:
-        """Predict every patch from the latent [B 1+V width] -> [B N D], in raster order."""
-
-    def _run(self, block: nn.Module, *tokens: Tensor | int) -> Tensor:
+    def _run(self, block: nn.Module, *tokens: Tensor | int | None) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *tokens, use_reentrant=False)
         return block(*tokens)
@@ -113,28 +120,17 @@ class SelfDecoder(Decoder):
         """Build a ViT block."""
         return SelfBlock(width, heads, 4.0, qkv_bias=True, norm_layer=LayerNorm)
 
-    def decode(self, tokens: Tensor, queries: Tensor) -> Tensor:
-        """Run the blocks; the last one computes only the tokens that the head reads."""
-        count, tokens = queries.shape[1], torch.cat([tokens, queries.to(tokens.dtype)], dim=1)
+    def decode(self, tokens: Tensor, queries: Tensor, count: int | None) -> Tensor:
+        """Run the blocks; the last one's MLP computes only the tokens that the head reads."""
+        masked = queries[:, tokens.shape[1] - 1 :].to(tokens.dtype)
+        tokens = torch.cat([tokens, masked], dim=1)
         for block in self.blocks[:-1]:
             tokens = self._run(block, tokens)
         return self._run(self.blocks[-1], tokens, count)
 
-    def predict_all(self, latent: Tensor, mask: Mask, grid: Grid) -> Tensor:
-        """Predict every patch; the predictions of visible ones are untrained."""
-        tokens = self.embed(latent)
-        positions = self.positions(grid, tokens)[mask.order]
-        hidden = mask.order.shape[1] - mask.visible
-        masked = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], hidden, -1)
-        patches = torch.cat([tokens[:, 1:], masked], dim=1) + positions
-        tokens = torch.cat([tokens[:, :1], patches], dim=1)
-        for block in self.blocks:
-            tokens = self._run(block, tokens)
-        return gather(self.pred(self.norm(tokens))[:, 1:], mask.restore)
-
 
 class SelfBlock(Block):
-    """timm's block, which can compute the output of the last tokens only."""
+    """timm's block, which can compute the MLP of the last tokens only."""
 
     def forward(  # type: ignore[override]  # no attention masks
         self, tokens: Tensor, last: int | None = None
@@ -142,16 +138,9 @@ class SelfBlock(Block):
         """[B N W] -> [B N W], or [B M W] if only the last M tokens are needed."""
         if last is None:
             return super().forward(tokens)
-        width, attention = tokens.shape[-1], cast("Any", self.attn)
-        outputs, normed = tokens[:, -last:], self.norm1(tokens)
-        # Splits are joined in the backward pass; slices would each be padded and summed.
-        weights, biases = (
-            part.split([width, 2 * width]) for part in (attention.qkv.weight, attention.qkv.bias)
-        )
-        query = F.linear(normed[:, -last:], weights[0], biases[0])
-        key_value = F.linear(normed, weights[1], biases[1])
-        outputs = outputs + attention.proj(attend(query, key_value, attention.num_heads))
-        return outputs + self.mlp(self.norm2(outputs))
+        tokens = tokens + self.drop_path1(self.ls1(self.attn(self.norm1(tokens))))
+        tokens = tokens[:, -last:]
+        return tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(tokens))))
 
 
 class CrossDecoder(Decoder):
@@ -163,19 +152,12 @@ class CrossDecoder(Decoder):
         """Build a cross-attention block."""
         return CrossBlock(width, heads)
 
-    def decode(self, tokens: Tensor, queries: Tensor) -> Tensor:
+    def decode(self, tokens: Tensor, queries: Tensor, count: int | None) -> Tensor:
         """Run the blocks."""
+        queries = queries[:, -(count or queries.shape[1]) :]
         for block in self.blocks:
             queries = self._run(block, queries, tokens)
         return queries
-
-    def predict_all(self, latent: Tensor, mask: Mask, grid: Grid) -> Tensor:
-        """Query every patch by its position; the predictions of visible ones are untrained."""
-        tokens = self.embed(latent)
-        positions = self.positions(grid, tokens)
-        tokens = torch.cat([tokens[:, :1], tokens[:, 1:] + positions[mask.keep]], dim=1)
-        queries = self.mask_token.to(tokens.dtype) + positions.expand(tokens.shape[0], -1, -1)
-        return self.pred(self.norm(self.decode(tokens, queries)))
 
 
 class CrossBlock(nn.Module):

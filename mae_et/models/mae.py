@@ -204,7 +204,7 @@ class MaskedAutoencoder(nn.Module):
         latent = self.encode(images, mask)
         target = self.targets(images)
         if every_patch:
-            prediction = self.decoder.predict_all(latent, mask, grid)
+            prediction = self.decoder(latent, mask, grid)
             error = (prediction.float() - target).square().mean(dim=-1)
             loss = (error * mask.hidden).sum() / mask.hidden.sum()
         else:

@@ -11,7 +11,7 @@ from tiny_run import config_in
 
 from mae_et import MaskedAutoencoder, UserError, mask_from_noise, pretrain
 from mae_et.checkpoints.export import export
-from mae_et.models.decoders import CrossBlock, gather
+from mae_et.models.decoders import CrossBlock, SelfBlock, gather
 from mae_et.models.mae import predicted_patches
 
 
@@ -42,6 +42,12 @@ def test_training_step_has_the_loss_and_gradients_of_predicting_every_patch(
     assert theirs.keys() == ours.keys()
     for name, gradient in theirs.items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_shortened_block_gives_the_end_of_the_whole_block_s_tokens() -> None:
+    block = randomised(SelfBlock(16, 2, qk_norm=True, init_values=0.5))
+    tokens = torch.randn(2, 7, 16)
+    torch.testing.assert_close(block(tokens, 3), block(tokens)[:, -3:])
 
 
 def test_cross_block_is_cross_attention_and_an_mlp_with_norms_before_each() -> None:
