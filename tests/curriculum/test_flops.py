@@ -40,7 +40,7 @@ def test_flops_from_sizes_are_those_counted_in_the_network(settings: dict) -> No
 
 @pytest.mark.parametrize(
     ("encoder", "saved"),
-    [("vit_tiny_patch16_224", 0.0235), ("vit_small_patch16_224", 0.021),
+    [("vit_tiny_patch16_224", 0.0238), ("vit_small_patch16_224", 0.021),
      ("vit_base_patch16_224", 0.014)],
 )  # fmt: skip
 def test_training_skips_as_many_flops_as_the_pages_say(encoder: str, saved: float) -> None:
