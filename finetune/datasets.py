@@ -2,6 +2,7 @@
 
 from finetune.config import ClassifierConfig, keys_without_effect
 from mae_et.config.data import DataConfig
+from mae_et.curriculum.schedule import check_batch
 from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
 from mae_et.data.image_folder import classes_without_images
 from mae_et.data.layout import Split, split_name
@@ -51,6 +52,7 @@ def open_splits(opening: Opening[Splits]) -> Splits:
     config: ClassifierConfig = opening.config
     train = open_labelled(config.data, "train", config.model.channels, "a classifier")
     opening.say(data=describe_data(config.data, train))
+    check_batch(config.optim.batch_size, len(train))  # before weights are loaded
     if config.lacks_recipe:
         notify(
             "fine-tuned without augmentation, mixing and layer decay; --config finetune/vit_b16, "

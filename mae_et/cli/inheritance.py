@@ -14,6 +14,7 @@ from mae_et.data.layout import ROOTED
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
 from mae_et.runtime.console import is_main, say
+from mae_et.training.plan import curriculum_of
 
 
 def inherited_keys(command: str, config: object) -> dict[str, Any]:
@@ -55,6 +56,7 @@ def _by_pretraining(config: PretrainConfig) -> dict[str, Any]:
         return keys | {"model.position_grid": before.model.position_grid}
     if _is_missing_file(start):
         return {}
+    curriculum_of(config)  # refused before the weights are read
     from mae_et.checkpoints.initial_weights import inherited_settings
 
     return inherited_settings(start, config.model, config.init.checkpoint_key)

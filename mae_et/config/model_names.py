@@ -6,6 +6,8 @@ from mae_et.errors import UserError
 
 def is_model(name: str) -> bool:
     """Return whether timm has a model of this name."""
+    if "/" in name:  # a path
+        return False
     import timm
 
     return bool(timm.is_model(name))

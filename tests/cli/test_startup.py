@@ -20,6 +20,8 @@ COMMANDS = (
     ("plan --config pretrain/vit_b16_etpp_400ep", 0),
     ("finetune --checkpoint runs/missing", 2),
     ("supervised --model.backbone resnet50 --optim.lr 1", 2),
+    ("supervised --model.backbone resnet50 --data.name synthetic --optim.batch_size 9999", 2),
+    ("pretrain --init run --model.mask_ratio 0.999", 2),
     ("knn --checkpoint x --neighbors 3", 2),
     ("evaluate --checkpoint x --batch_size 0", 2),
     ("dynamics --checkpoint x --images 0", 2),
