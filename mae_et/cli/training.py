@@ -11,6 +11,7 @@ from finetune.run_folder import check_training_data
 from mae_et.cli.arguments import Arguments, config_of
 from mae_et.cli.output import prints_results, results_of
 from mae_et.config.schema import PretrainConfig
+from mae_et.data.datasets import ImageDataset, open_dataset
 from mae_et.errors import UserError
 from mae_et.runtime.console import is_main, say
 from mae_et.training.opening import Opening, open_training_images
@@ -29,7 +30,9 @@ def _demo_config(name: str, arguments: Arguments) -> PretrainConfig:
 @prints_results("demo", _demo_config)
 def demo(config: PretrainConfig) -> dict[str, Any]:
     """Pre-train, probe and reconstruct a small model: minutes on a CPU."""
-    opening = Opening("demo", config, open_training_images).open_early()
+    opening = Opening("demo", config, _open_demo_images)
+    _ = opening.data  # of a finished demo too, whose batch depends on them
+    config = opening.config
     folder = mae_et.pretrain(config, opening=opening)
     if not is_main():
         return {}
@@ -43,6 +46,16 @@ def demo(config: PretrainConfig) -> dict[str, Any]:
         say(f"not scored: {error}")
         accuracies = {}
     return results_of(config.output) | accuracies
+
+
+def _open_demo_images(opening: Opening[ImageDataset]) -> ImageDataset:
+    """Open the demo's images; fewer than a batch are one batch."""
+    config: PretrainConfig = opening.config
+    source = open_dataset(config.data, "train", config.model.channels)
+    if len(source) < config.optim.batch_size:
+        say(f"optim.batch_size {len(source)}, all training images, not {config.optim.batch_size}")
+        opening.config = replace(config, optim=replace(config.optim, batch_size=len(source)))
+    return open_training_images(opening, source)
 
 
 @prints_results("pretrain")

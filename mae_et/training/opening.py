@@ -80,15 +80,17 @@ class Opening(Generic[Data]):
         self.say(**describe_run(run))
 
 
-def open_training_images(opening: Opening[ImageDataset]) -> ImageDataset:
-    """Open the training images of a pre-training run, and describe them.
+def open_training_images(
+    opening: Opening[ImageDataset], source: ImageDataset | None = None
+) -> ImageDataset:
+    """Open the training images of a pre-training run, unless given, and describe them.
 
     Raises:
         UserError: the curriculum or the data cannot be used.
     """
     config: PretrainConfig = opening.config
     curriculum_of(config)  # refused before a large folder is listed
-    source = open_dataset(config.data, "train", config.model.channels)
+    source = source or open_dataset(config.data, "train", config.model.channels)
     opening.say(data=describe_data(config.data, source))
     if config.init.extends is None:
         make_plan(config, len(source))  # refused before PyTorch is loaded

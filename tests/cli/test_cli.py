@@ -319,9 +319,13 @@ def test_the_demo_on_own_images_writes_to_a_folder_of_its_own(
         path = tmp_path / "photos" / (f"class{label}" if labelled else ".") / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
-    flags = ["--data.root=photos", "--curriculum.epochs=3", "--optim.batch_size=8"]
-    assert main(["demo", *flags, "--efficiency.num_workers=0"]) == 0
+    flags = ["--data.root=photos", "--efficiency.num_workers=0"]
+    assert main(["demo", *flags]) == 0
     shown = capsys.readouterr()
+    images = 30 if labelled else 32
+    assert f"optim.batch_size {images}, all training images, not 64" in shown.err
+    assert main(["demo", *flags]) == 0
+    assert "demo in runs/demo-photos: finished before" in capsys.readouterr().err
     results = last_json(shown.out)
     assert results["run"] == "runs/demo-photos"
     assert ("linear" in results) == labelled
