@@ -52,7 +52,6 @@ def open_splits(opening: Opening[Splits]) -> Splits:
     config: ClassifierConfig = opening.config
     train = open_labelled(config.data, "train", config.model.channels, "a classifier")
     opening.say(data=describe_data(config.data, train))
-    check_batch(config.optim.batch_size, len(train))  # before weights are loaded
     if config.lacks_recipe:
         notify(
             "fine-tuned without augmentation, mixing and layer decay; --config finetune/vit_b16, "
@@ -60,10 +59,11 @@ def open_splits(opening: Opening[Splits]) -> Splits:
         )
     if unused := keys_without_effect(config):
         notify(f"keys without effect on this training: {', '.join(unused)}")
-    if config.output.evaluate_every is None:
-        return train, None
-    val = open_labelled(config.data, "val", config.model.channels, "a classifier")
-    _check_same_classes(train, val)
+    val = None
+    if config.output.evaluate_every is not None:
+        val = open_labelled(config.data, "val", config.model.channels, "a classifier")
+        _check_same_classes(train, val)
+    check_batch(config.optim.batch_size, len(train))  # before weights are loaded
     return train, val
 
 
