@@ -133,7 +133,7 @@ def _refuse_path(command: str, sentence: str) -> None:
     if command in POSITIONAL:
         where = f"the checkpoint comes first ({command} RUN ...), and {where}"
     elif command in RESUMABLE and path.is_dir():
-        where = f"{path} is not a run folder, and {where}"
+        where = f"{where}, and {path} is not a run folder"
     raise UserError(f"{sentence}; {where}")
 
 
