@@ -259,8 +259,8 @@ def test_a_fine_tuned_run_scores_the_same_after_export(tmp_path: Path, capsys) -
                 output, data=data, image_size=72, encoder_num_heads=3, num_workers=0, device="cpu"
             )
         )
-        assert {name: scores[name] for name in ("top1", "loss")} == {
-            name: results[name] for name in ("top1", "loss")
+        assert {name: scores[name] for name in ("top1", "val_loss")} == {
+            name: results[name] for name in ("top1", "val_loss")
         }
 
 

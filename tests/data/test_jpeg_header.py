@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import pytest
 import torch
 from hostile import broken, encoded, noise, unusual
@@ -80,7 +81,8 @@ def test_exif_rotation_is_hidden_from_the_decoder() -> None:
     assert header is not None
     assert header[:2] == (40, 48)
     assert len(header.exif) == 1
-    view = EncodedView(content, header, (0, 0, 40, 48), False, torch.empty(0), SampleIndex(0, 0, 0))
+    file = np.frombuffer(content, np.uint8)
+    view = EncodedView(file, header, (0, 0, 40, 48), False, torch.empty(0), SampleIndex(0, 0, 0))
     hidden = _joined([view])
     assert Image.open(io.BytesIO(hidden.numpy().tobytes())).getexif() == {}
     (image,) = decode_torchvision([hidden], torch.device("cpu"))

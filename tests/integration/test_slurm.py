@@ -480,7 +480,7 @@ def test_sweep_runs_as_an_array_and_ends_with_a_table(
     [
         (["--partition=nowhere"], "invalid partition"),
         (["--nodes=4"], "SLURM refuses the job"),
-        (["--output.dir=tiny.yaml/run"], "cannot be written to"),
+        (["--output.dir=tiny.yaml/run"], "not a directory"),
         (["--output.dir=/proc/run"], "cannot be written to"),  # not even by root
         (["--output.dir=run%j"], "contains %"),
         (["--optim.base_lr=fast"], "optim.base_lr"),

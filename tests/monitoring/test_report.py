@@ -267,7 +267,7 @@ def test_user_errors_are_one_sentence(tmp_path: Path, capsys, monkeypatch) -> No
         "empty holds no run": ["empty"],
         "a run folder is given twice": ["good", "./good/"],
         "--output good is a folder": ["good", "--output=good"],
-        "--output good/plan.json/x cannot be written": ["good", "--output=good/plan.json/x"],
+        "output good/plan.json/x: Not a directory": ["good", "--output=good/plan.json/x"],
         "output good/plan.json exists, and is not what": ["good", "--output=good/plan.json"],
         "RUN must be given": [],
     }

@@ -166,7 +166,9 @@ def test_dry_run_prints_a_valid_script_for_any_arguments(place: Path, capsys) ->
     root = "--data.root=x\ntouch canary; $(touch canary)"
     flags = ["--data.name=cifar10", "--executor=slurm", "--output.dir=run", "--dry-run"]
     assert main(["submit", "pretrain", root, *flags]) == 0
-    comments = [line for line in capsys.readouterr().out.split("\n") if line.startswith("# mae-et")]
+    comments = [
+        line for line in capsys.readouterr().out.split("\n") if line.startswith("# mae-et pretrain")
+    ]
     assert len(comments) == 1
     assert "touch canary" in comments[0]
 
