@@ -14,6 +14,7 @@ from mae_et.config.commands import NodeConfig
 from mae_et.config.files import add_config_arguments, parse_config
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
+from mae_et.io.lock import check_writable
 from mae_et.io.plain_files import check_replaceable
 
 NAMES = ("node", "step", "launches", "loader", "crop", "quality", "run")
@@ -57,6 +58,7 @@ def bench_node(arguments: Arguments) -> None:
 
     if config.save is not None:
         check_replaceable(config.save, r'\{\s*"machine"', "save")
+        check_writable(config.save.parent)
 
     def write(figures: dict[str, Any]) -> None:
         if config.save is not None:

@@ -205,6 +205,8 @@ def test_node_saves_what_it_has_measured_so_far_and_prints_all(
     file.write_text("seed: 1\n")
     assert main(["bench", "node", f"--config={recipe}", *flags]) == 2
     assert f"save {file} exists, and is not what this command writes" in capsys.readouterr().err
+    assert main(["bench", "node", f"--config={recipe}", "--save=/proc/speeds/node.json"]) == 2
+    assert "the folder /proc/speeds cannot be written to" in capsys.readouterr().err
 
 
 def test_node_is_submitted_as_one_task_with_all_gpus(tmp_path: Path, monkeypatch, capsys) -> None:
