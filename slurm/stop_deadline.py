@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from types import TracebackType
 
 WATCHED = frozenset({signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM})
 EXIT_STATUS = 75  # EX_TEMPFAIL: try again later
@@ -34,12 +33,7 @@ class StopDeadline:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.over.set()
         signal.set_wakeup_fd(self.kept)
         os.close(self.writer)  # ends the thread's read

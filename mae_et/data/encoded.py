@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from mae_et.data.batch import NOT_REPLACED
 from mae_et.data.boxes import PixelBox
@@ -197,12 +197,21 @@ def _draw(
 
 def _joined(views: Sequence[EncodedView]) -> Tensor:
     """Concatenate contents, and hide EXIF segments, because some decoders apply their rotation."""
-    buffer = np.empty(sum(view.content.nbytes for view in views), np.uint8)
-    start = 0
+    joined = _buffer(sum(view.content.nbytes for view in views))
+    buffer, start = joined.numpy(), 0
     for view in views:
         end = start + view.content.nbytes
         buffer[start:end].reshape(view.content.shape)[...] = view.content
         for position in view.header.exif:
             buffer[start + position] = APP_UNUSED
         start = end
-    return torch.from_numpy(buffer)
+    return joined
+
+
+def _buffer(size: int) -> Tensor:
+    """Return uint8 [size], in a loader process in memory shared with the process that trains."""
+    if not size or get_worker_info() is None:
+        return torch.empty(size, dtype=torch.uint8)
+    # As in torch's collate function: otherwise the queue would copy it there.
+    storage = torch.UntypedStorage._new_shared(size)
+    return torch.empty(0, dtype=torch.uint8).set_(storage)

@@ -25,7 +25,7 @@ NOTE = "Rows of means: mean ± standard deviation over n seeds (of the sample, n
 START = r"\| run +\||run,|\\begin\{tabular\}"
 # Figures that are shown by default of a run itself, not of the classifiers inside its folder.
 OWN = ("loss", "val_loss", "equivalent_epochs", "images", "val_images", "training_seconds")
-# Scores of a sample of images, left out where all runs have those of all images.
+# Scores of a sample of images; omitted if all runs have the scores of all images.
 SAMPLED = {"probe_knn": "knn", "probe_ridge": "linear"}
 
 

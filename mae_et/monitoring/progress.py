@@ -1,7 +1,6 @@
 """Progress of a command over images or passes on stderr."""
 
 import time
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -34,12 +33,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.close()
 
     def advance(self, count: int) -> None:

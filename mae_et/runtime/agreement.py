@@ -101,7 +101,7 @@ def code_version(*packages: str) -> dict[str, str]:
 def source_digest(package: Path) -> str:
     """Return a digest of a package's source files.
 
-    `benchmarks` is left out: a wheel and the copy for a job have it inside mae_et, a clone beside.
+    `benchmarks` does not count: in a clone it lies beside mae_et, elsewhere inside.
     """
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):

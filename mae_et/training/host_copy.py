@@ -13,7 +13,7 @@ from mae_et.runtime.host_memory import available_host_memory
 
 
 class HostCopy:
-    """Host memory for copies of a state, each of which replaces the one before.
+    """Host memory for copies of a state; each copy replaces the previous one.
 
     Memory is pinned for tensors of a GPU, which makes their copies several times as fast. PyTorch's
     allocator rounds each pinned block up to a power of two.

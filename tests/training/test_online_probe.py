@@ -87,7 +87,7 @@ def test_curve_runs_from_the_untrained_encoder_to_the_trained_one(run: Path) -> 
 
 
 def test_accuracies_are_shown_with_their_standard_error(capsys) -> None:
-    """Of 100 images, 20 % of which are classified correctly: sqrt(0.2 * 0.8 / 100) = 4 points."""
+    """Of 100 images, 20 % are classified correctly: sqrt(0.2 * 0.8 / 100) = 4 points."""
     assert standard_error(20.0, 100) == pytest.approx(4.0)
     plan = Curriculum.preset("etpp", 32, 8).plan(20, 64, 8)
     scores = {"knn": 20.0, "effective_rank": 3.5, "train_images": 50, "val_images": 100}
