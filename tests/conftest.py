@@ -116,6 +116,13 @@ def alone_in_a_group():
     """A process group of one, in which DistributedDataParallel runs as among many."""
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    def create() -> None:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+    # Groups are named by a counter, which a failed attempt to join advances and which destroying a
+    # group resets. DTensor keeps the meshes of earlier groups and finds their groups by name.
+    create()
+    dist.destroy_process_group()
+    create()
     yield
     dist.destroy_process_group()
