@@ -23,7 +23,7 @@ import torch
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.gpu_speed import GpuSpeed, speed_of_step
 from mae_et.curriculum.plan import Plan
-from mae_et.curriculum.throughput import throughput_by_gpus
+from mae_et.curriculum.throughput import throughput_model
 from mae_et.data.cores import MAX_WORKERS
 from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext, choose_device
@@ -191,7 +191,7 @@ def _model(
     cores = None if loader is None else float(workers)
 
     def model(numbers: tuple[int, ...]) -> dict[str, Any]:
-        return throughput_by_gpus(plan, speed, numbers, loader, cores, replay)
+        return throughput_model(plan, speed, numbers, loader, cores, replay)
 
     return model((gpus,)) | {"totals": model(tuple({1, 2, 4, 8, gpus}))["totals"]}
 

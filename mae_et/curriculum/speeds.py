@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from mae_et.config.commands import PlanConfig
 from mae_et.curriculum.gpu_speed import GpuSpeed
 from mae_et.curriculum.plan import Plan
-from mae_et.curriculum.throughput import POWERS, throughput_by_gpus
+from mae_et.curriculum.throughput import POWERS, throughput_model
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_bytes
 
@@ -82,7 +82,7 @@ def read_speeds(text: str, option: str, parse: Callable[[Any], Parsed]) -> dict[
 
 
 def throughput_from_options(plan: Plan, options: PlanConfig) -> dict[str, Any] | None:
-    """Return `throughput_by_gpus` for the options of `mae-et plan`; None without `throughput`.
+    """Return `throughput_model` for the options of `mae-et plan`; None without `throughput`.
 
     A file of `mae-et bench node` also provides the loader's speeds.
 
@@ -116,4 +116,4 @@ def throughput_from_options(plan: Plan, options: PlanConfig) -> dict[str, Any] |
         if loader is None:
             loader = _speeds_of_node(node, "loader_images_per_second", file, float)
             cores = cores or (node.get("cores_per_gpu") if loader else None)
-    return throughput_by_gpus(plan, speed, gpus, loader, cores, replay)
+    return throughput_model(plan, speed, gpus, loader, cores, replay)

@@ -19,7 +19,7 @@ SLOWED = 1.1
 """Decoding that slows a GPU by more than this factor is its bottleneck."""
 
 
-def throughput_by_gpus(
+def throughput_model(
     plan: Plan,
     speed: GpuSpeed,
     gpus: tuple[int, ...] = POWERS,
@@ -27,93 +27,74 @@ def throughput_by_gpus(
     cores_per_gpu: float | None = None,
     replay: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Return `throughput_model` of GPUs whose speed depends on the images of their steps.
+    """Return a plan's hours for each number of GPUs, and the loader cores it needs.
 
-    All but the totals holds for the least number of GPUs.
+    Args:
+        plan: the plan.
+        speed: measured speeds of one GPU.
+        gpus: numbers of GPUs.
+        loader: measured images/s of one loader core, by bandwidth.
+        cores_per_gpu: loader cores per GPU; the slower of GPU and loader limits each stage.
+        replay: how often a loaded image is used, by bandwidth (`data.replay`).
+
+    Returns:
+        JSON-serialisable types: `given`, `loading` by bandwidth, `totals` by number of GPUs. All
+        but the totals holds for the least number of GPUs.
+
+    Raises:
+        UserError: a bandwidth is missing, a speed or number is not positive, or `cores_per_gpu` is
+            given without `loader`.
     """
     _check_counts(gpus, cores_per_gpu, loader is not None)
+    if loader is not None:
+        _check_speeds("--loader", loader, plan.bandwidths)
     models = [
-        _among(count, plan, speed, loader, cores_per_gpu, replay) for count in sorted(set(gpus))
+        _among(n, plan, speed, loader, cores_per_gpu, replay or {}) for n in sorted(set(gpus))
     ]
     return models[0] | {"totals": [row for model in models for row in model["totals"]]}
 
 
 def _among(
     gpus: int, plan: Plan, speed: GpuSpeed, loader: Mapping[int, float] | None,
-    cores: float | None, replay: Mapping[int, int] | None,
+    cores: float | None, replay: Mapping[int, int],
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the model of one number of GPUs, and name what slows them."""
-    included = "seconds" in (speed.exchange or {})
-    trained = speed.among(gpus, plan)
-    model = throughput_model(plan, trained, (gpus,), loader, cores, included, replay)
-    images = max(1, plan.batch_size // gpus)
-    alone, decoded = speed.trained(images), speed.decoded
-    for row in model["loading"]:
+    """Return the model of one number of GPUs."""
+    bandwidths, images = plan.bandwidths, max(1, plan.batch_size // gpus)
+    trained, alone = speed.among(gpus, plan), speed.trained(images)
+    _check_speeds("--throughput", trained, bandwidths)
+    used = None if loader is None else {b: loader[b] * replay.get(b, 1) for b in bandwidths}
+    loading = [_loading(b, trained[b], used, cores) for b in bandwidths]
+    for row in loading:
         b = row["bandwidth"]
         if row.get("bottleneck") == "loader":
             continue
         if exchange_seconds(speed.exchange, gpus) * alone[b] >= images:
             row["bottleneck"] = "exchange"  # takes as long as the passes
-        elif decoded:
-            row["bottleneck"] = "decoding" if SLOWED * decoded[b] < alone[b] else "gpu"
-    if decoded:
-        model["given"]["decoded_images_per_second"] = {str(b): s for b, s in decoded.items()}
-    if speed.depends_on_images:
-        model["given"]["images_per_gpu_and_step"] = images
-    return model
-
-
-def throughput_model(
-    plan: Plan,
-    images_per_second: Mapping[int, float],
-    gpus: tuple[int, ...] = POWERS,
-    loader: Mapping[int, float] | None = None,
-    cores_per_gpu: float | None = None,
-    exchange_included: bool = False,
-    replay: Mapping[int, int] | None = None,
-) -> dict[str, Any]:
-    """Return a plan's hours for each number of GPUs, and the loader cores it needs.
-
-    Args:
-        plan: the plan.
-        images_per_second: measured training images/s of one GPU, by bandwidth.
-        gpus: numbers of GPUs.
-        loader: measured images/s of one loader core, by bandwidth.
-        cores_per_gpu: loader cores per GPU; the slower of GPU and loader limits each stage.
-        exchange_included: whether `images_per_second` includes the exchange of gradients.
-        replay: how often a loaded image is used, by bandwidth (`data.replay`).
-
-    Returns:
-        JSON-serialisable types: `given`, `loading` by bandwidth, `totals` by number of GPUs.
-
-    Raises:
-        UserError: a bandwidth is missing, a speed or number is not positive, or `cores_per_gpu` is
-            given without `loader`.
-    """
-    bandwidths = plan.bandwidths
-    _check_speeds("--throughput", images_per_second, bandwidths)
-    if loader is not None:
-        _check_speeds("--loader", loader, bandwidths)
-    _check_counts(gpus, cores_per_gpu, loader is not None)
-    uses = {b: (replay or {}).get(b, 1) for b in bandwidths}
-    used = None if loader is None else {b: loader[b] * uses[b] for b in bandwidths}
-    loading = [_loading(b, images_per_second[b], used, cores_per_gpu) for b in bandwidths]
-    speed = {row["bandwidth"]: row["reached_images_per_second"] for row in loading}
-    one = math.fsum(stage.steps * plan.batch_size / speed[stage.bandwidth] for stage in plan.stages)
+        elif speed.decoded:
+            row["bottleneck"] = "decoding" if SLOWED * speed.decoded[b] < alone[b] else "gpu"
+    reached = {row["bandwidth"]: row["reached_images_per_second"] for row in loading}
+    one = math.fsum(
+        stage.steps * plan.batch_size / reached[stage.bandwidth] for stage in plan.stages
+    )
     # The images at full bandwidth that cost the same compute.
-    constant = plan.compute / plan.base_cost / speed[plan.base] if plan.base in speed else None
+    constant = plan.compute / plan.base_cost / reached[plan.base] if plan.base in reached else None
+    given: dict[str, Any] = {
+        "images_per_second": {str(b): trained[b] for b in bandwidths},
+        "loader_images_per_second": (
+            None if loader is None else {str(b): loader[b] for b in bandwidths}
+        ),
+        "cores_per_gpu": cores,
+        "exchange_included": "seconds" in (speed.exchange or {}),
+        "replay": {str(b): replay[b] for b in bandwidths if replay.get(b, 1) > 1},
+    }
+    if speed.decoded:
+        given["decoded_images_per_second"] = {str(b): s for b, s in speed.decoded.items()}
+    if speed.depends_on_images:
+        given["images_per_gpu_and_step"] = images
     return {
-        "given": {
-            "images_per_second": {str(b): images_per_second[b] for b in bandwidths},
-            "loader_images_per_second": (
-                None if loader is None else {str(b): loader[b] for b in bandwidths}
-            ),
-            "cores_per_gpu": cores_per_gpu,
-            "exchange_included": exchange_included,
-            "replay": {str(b): times for b, times in uses.items() if times > 1},
-        },
+        "given": given,
         "loading": loading,
-        "totals": [_total(count, plan.batch_size, one, constant) for count in sorted(set(gpus))],
+        "totals": [_total(gpus, plan.batch_size, one, constant)],
         "time_against_constant": None if constant is None else one / constant,
     }
 

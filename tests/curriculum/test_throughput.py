@@ -12,20 +12,29 @@ from hypothesis import strategies as st
 
 from mae_et import UserError
 from mae_et.cli.main import main
+from mae_et.curriculum.gpu_speed import GpuSpeed
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.curriculum.speeds import read_speeds
 from mae_et.curriculum.throughput import POWERS, throughput_model, throughput_table
 
 PLAN = Curriculum.preset("etpp", 224, 16).plan(40, 100_000, 1024)
 FLAT = "--throughput={96: 1, 160: 1, 224: 3}"
+
+
+def model(speeds, *rest, **more):
+    return throughput_model(
+        PLAN, GpuSpeed({b: {1: each} for b, each in speeds.items()}), *rest, **more
+    )
+
+
 SPEED = st.floats(1, 1e5)
 SPEEDS = st.fixed_dictionaries({96: SPEED, 160: SPEED, 224: SPEED})
 
 
 @given(SPEEDS, st.floats(1.1, 10))
 def test_hours_scale_with_speed_and_gpus_while_gpu_hours_stay(speeds, factor: float) -> None:
-    slow = throughput_model(PLAN, speeds)
-    fast = throughput_model(PLAN, {b: speed * factor for b, speed in speeds.items()})
+    slow = model(speeds)
+    fast = model({b: speed * factor for b, speed in speeds.items()})
     assert [row["gpus"] for row in slow["totals"]] == list(POWERS)
     first = slow["totals"][0]
     for row, faster in zip(slow["totals"], fast["totals"], strict=True):
@@ -37,14 +46,14 @@ def test_hours_scale_with_speed_and_gpus_while_gpu_hours_stay(speeds, factor: fl
 @given(SPEEDS)
 def test_hours_sum_images_divided_by_speed_over_stages(speeds) -> None:
     seconds = sum(s.steps * PLAN.batch_size / speeds[s.bandwidth] for s in PLAN.stages)
-    found = throughput_model(PLAN, speeds, (1,))["totals"][0]["hours"]
+    found = model(speeds, (1,))["totals"][0]["hours"]
     assert found == pytest.approx(seconds / 3600)
 
 
 def test_speeds_in_proportion_to_cost_take_the_time_of_a_constant_run() -> None:
     """Speed proportional to cost means that time is proportional to compute."""
     speeds = {stage.bandwidth: 1e12 / stage.cost for stage in PLAN.stages}
-    found = throughput_model(PLAN, speeds)
+    found = model(speeds)
     assert found["time_against_constant"] == pytest.approx(1)
     for row in found["totals"]:
         assert row["constant_hours"] == pytest.approx(row["hours"])
@@ -52,20 +61,21 @@ def test_speeds_in_proportion_to_cost_take_the_time_of_a_constant_run() -> None:
 
 @given(SPEEDS, SPEEDS, st.floats(0.1, 64))
 def test_stage_is_as_fast_as_the_slower_of_gpu_and_loader(trained, loader, cores) -> None:
-    found = throughput_model(PLAN, trained, (1,), loader, cores)
-    free = throughput_model(PLAN, trained, (1,), loader)
+    found = model(trained, (1,), loader, cores)
+    free = model(trained, (1,), loader)
     assert found["totals"][0]["hours"] >= free["totals"][0]["hours"] * (1 - 1e-9)
     for row in found["loading"]:
         b = row["bandwidth"]
         assert row["cores_needed_per_gpu"] == pytest.approx(trained[b] / loader[b])
-        assert row["reached_images_per_second"] == min(trained[b], loader[b] * cores)
-        assert row["bottleneck"] == ("loader" if loader[b] * cores < trained[b] else "gpu")
+        reached, slower = row["reached_images_per_second"], row["bottleneck"]
+        assert reached == pytest.approx(min(trained[b], loader[b] * cores))
+        assert slower == ("loader" if reached < row["images_per_second"] else "gpu")
 
 
 def test_replay_makes_a_core_as_fast_as_its_images_are_used_often(capsys) -> None:
     trained, loader = {96: 300.0, 160: 200.0, 224: 100.0}, {96: 10.0, 160: 10.0, 224: 10.0}
-    found = throughput_model(PLAN, trained, (1,), loader, 15, replay={96: 2})
-    faster = throughput_model(PLAN, trained, (1,), loader | {96: 20.0}, 15)
+    found = model(trained, (1,), loader, 15, replay={96: 2})
+    faster = model(trained, (1,), loader | {96: 20.0}, 15)
     assert (found["loading"], found["totals"]) == (faster["loading"], faster["totals"])
     assert "each image used 2 times at 96" in throughput_table(found)
     flags = ["--throughput={96: 9, 160: 9, 224: 9}", "--loader={96: 1, 160: 1, 224: 1}"]
@@ -94,7 +104,7 @@ def test_few_images_per_gpu_train_at_the_speed_measured_with_them(capsys) -> Non
 
 
 def test_gpu_count_that_does_not_divide_the_batch_has_no_hours() -> None:
-    found = throughput_model(PLAN, {96: 3, 160: 2, 224: 1}, (3, 8))
+    found = model({96: 3, 160: 2, 224: 1}, (3, 8))
     three, eight = found["totals"]
     assert three["hours"] is three["gpu_hours"] is three["images_per_gpu_and_step"] is None
     assert eight["images_per_gpu_and_step"] == 128
