@@ -52,7 +52,7 @@ def resize_boxes(
     """
     channels, device = images[0].shape[0], images[0].device
     resized = torch.empty(len(images), channels, size, size, dtype=torch.uint8, device=device)
-    for group in _groups(boxes, channels, size):
+    for group in groups_of_boxes(boxes, lambda side: channels * max(size, side) ** 2, MAX_NUMBERS):
         height, width = max(boxes[i][2] for i in group), max(boxes[i][3] for i in group)
         canvas = torch.zeros(len(group), channels, height, width, device=device)
         places = [canvas[n, :, : boxes[i][2], : boxes[i][3]] for n, i in enumerate(group)]
@@ -139,15 +139,18 @@ def _round(sums: Tensor, unit: int) -> Tensor:
     return sums.add_(unit // 2).div_(unit).floor_()
 
 
-def _groups(boxes: Sequence[PixelBox], channels: int, size: int) -> Iterator[list[int]]:
-    """Yield the indices of boxes of similar size, in groups whose canvas has a bounded size."""
+def groups_of_boxes(
+    boxes: Sequence[PixelBox], numbers: Callable[[int], int], most: int
+) -> Iterator[list[int]]:
+    """Yield the indices of boxes of similar length, in groups that take at most `most` numbers.
+
+    `numbers` maps the longest side of a group to the numbers that each of its images takes.
+    """
     group: list[int] = []
-    height = width = size
-    for i in sorted(range(len(boxes)), key=lambda i: boxes[i][2] * boxes[i][3]):
-        height, width = max(height, boxes[i][2]), max(width, boxes[i][3])
-        if group and (len(group) + 1) * channels * height * width > MAX_NUMBERS:
+    for i in sorted(range(len(boxes)), key=lambda i: max(boxes[i][2:])):
+        if group and (len(group) + 1) * numbers(max(boxes[i][2:])) > most:
             yield group
-            group, height, width = [], max(size, boxes[i][2]), max(size, boxes[i][3])
+            group = []
         group.append(i)
     if group:
         yield group

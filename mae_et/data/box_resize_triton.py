@@ -8,14 +8,14 @@ Shapes: N images with 3 channels, S side of the result, T taps of the filter, R 
 box of a group.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from mae_et.data.box_resize import ONE, QUARTERS, filter_taps
+from mae_et.data.box_resize import ONE, QUARTERS, filter_taps, groups_of_boxes
 from mae_et.data.boxes import PixelBox
 
 MAX_NUMBERS = 2**26
@@ -33,7 +33,7 @@ def resize_boxes(
     The images must stay allocated until the current stream has run the kernels, as they do if freed
     to the caching allocator on that stream.
     """
-    groups = list(_groups(boxes, size))
+    groups = list(groups_of_boxes(boxes, lambda side: 3 * size * max(size, side), MAX_NUMBERS))
     rows = [_row(images[i], boxes[i], flips[i], i) for group in groups for i in group]
     table = torch.tensor(rows).to(images[0].device, non_blocking=True)
     resized = torch.empty(len(images), 3, size, size, dtype=torch.uint8, device=table.device)
@@ -60,19 +60,6 @@ def _row(image: Tensor, box: PixelBox, flip: bool, place: int) -> tuple[int, ...
     channel, row, column = image.stride()
     start = image.data_ptr() + top * row + left * column
     return start, channel, row, height, width, flip, place, column
-
-
-def _groups(boxes: Sequence[PixelBox], size: int) -> Iterator[list[int]]:
-    """Yield the indices of boxes of similar length, in groups of bounded filters and rows."""
-    group: list[int] = []
-    for i in sorted(range(len(boxes)), key=lambda i: max(boxes[i][2:])):
-        numbers = 3 * size * max(size, *boxes[i][2:])
-        if group and (len(group) + 1) * numbers > MAX_NUMBERS:
-            yield group
-            group = []
-        group.append(i)
-    if group:
-        yield group
 
 
 # No argument is specialised, so that one compilation serves every batch and stage.
