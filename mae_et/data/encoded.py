@@ -19,14 +19,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from mae_et.data.batch import NOT_REPLACED
-from mae_et.data.boxes import PixelBox
+from mae_et.data.boxes import Box, BoxSampler, PixelBox
 from mae_et.data.cached_dataset import CachedDataset
 from mae_et.data.decoding import DecodedDataset
-from mae_et.data.jpeg_crop import draw_crop, round_box
+from mae_et.data.jpeg_crop import round_box
 from mae_et.data.jpeg_header import APP_UNUSED, JpegHeader, read_header
-from mae_et.data.sampler import SampleIndex, sample_seed
+from mae_et.data.sampler import SampleIndex
 from mae_et.data.train_dataset import TrainDataset
-from mae_et.data.transforms import draw_resized_crop
 from mae_et.errors import RunFailed
 
 MAX_DEVICE_PIXELS = 2**25
@@ -155,44 +154,34 @@ class EncodedDataset(Dataset[Any]):
 
 def read_encoded(dataset: TrainDataset, index: SampleIndex) -> EncodedView | None:
     """Read a sample and draw its view; None if the device cannot make it."""
-    source, config = dataset.source, dataset.config
-    seed = sample_seed(dataset.seed, index.epoch, index.sample)
+    source = dataset.source
     if isinstance(source, CachedDataset):
         pixels = source.pixels(index.sample)
         if pixels is None or pixels.size > 3 * MAX_DEVICE_PIXELS:
             return None
-        box, flip, noise = _draw(dataset, index, seed, *pixels.shape[:2])
-        top, left, height, width = box
+        box, flip, noise = dataset.draw_view(index, *pixels.shape[:2])
+        top, left, height, width = map(int, box)
         whole = (0, 0, height, width)
         content = pixels[top : top + height, left : left + width]
         return EncodedView(content, JpegHeader(height, width, ()), whole, flip, noise, index)
     assert isinstance(source, DecodedDataset)
+
+    def sample_box(height: int, width: int) -> Box:
+        return dataset.draw_view(index, height, width)[0]
+
+    box_in: BoxSampler | None = None
     if dataset.crops is None:
         content, _ = source.inner[index.sample]
     else:
-        generator = torch.Generator().manual_seed(seed)
-        sample_box, flip = draw_crop(config, generator)
         side = dataset.sides[index.stage]
-        content, _, sample_box = source.read_for_crop(index.sample, sample_box, side)
+        content, _, box_in = source.read_for_crop(index.sample, sample_box, side)
     header = read_header(content) if isinstance(content, bytes) else None
     if header is None or header.height * header.width > MAX_DEVICE_PIXELS:
         return None
-    if dataset.crops is None:
-        box, flip, noise = _draw(dataset, index, seed, header.height, header.width)
-    else:
-        box = round_box(sample_box(header.height, header.width), header.height, header.width)
-        noise = torch.rand(dataset.transform.patches[index.stage], generator=generator)
-    return EncodedView(np.frombuffer(content, np.uint8), header, box, flip, noise, index)
-
-
-def _draw(
-    dataset: TrainDataset, index: SampleIndex, seed: int, height: int, width: int
-) -> tuple[PixelBox, bool, Tensor]:
-    """Draw box, flip and noise as `TrainTransform` does; only torch's generator is needed here."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        box, flip = draw_resized_crop(dataset.config, height, width)
-        return box, flip, torch.rand(dataset.transform.patches[index.stage])
+    size = header.height, header.width
+    box, flip, noise = dataset.draw_view(index, *size)
+    pixel_box = round_box(box_in(*size) if box_in else box, *size)
+    return EncodedView(np.frombuffer(content, np.uint8), header, pixel_box, flip, noise, index)
 
 
 def _joined(views: Sequence[EncodedView]) -> Tensor:

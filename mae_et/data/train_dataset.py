@@ -182,15 +182,20 @@ class TrainDataset(AugmentedDataset[Batch]):
         """Return a view with its mask noise."""
         return self.transform.with_noise(view, stage, generator)
 
-    def draw_box(self, index: SampleIndex, height: int, width: int) -> tuple[Box, bool]:
-        """Return the box that `augment` crops from an image of this size, and whether it flips."""
+    def draw_view(self, index: SampleIndex, height: int, width: int) -> tuple[Box, bool, Tensor]:
+        """Return the box that `augment` crops from an image of this size, the flip and the noise.
+
+        As drawn without RandAugment, which draws numbers between the flip and the noise.
+        """
         seed = sample_seed(self.seed, index.epoch, index.sample)
+        patches = self.transform.patches[index.stage]
         if self.crops is not None:
-            sample_box, flip = draw_crop(self.config, Generator().manual_seed(seed))
-            return sample_box(height, width), flip
+            generator = Generator().manual_seed(seed)
+            sample_box, flip = draw_crop(self.config, generator)
+            return sample_box(height, width), flip, torch.rand(patches, generator=generator)
         with seeded(seed, numpy=False):
             box, flip = draw_resized_crop(self.config, height, width)
-        return Box(*box), flip
+            return Box(*box), flip, torch.rand(patches)
 
     def redraw(self, batch: Batch, reused: Tensor, generator: Generator) -> Batch:
         """Return the batch with new masks for the reused images."""

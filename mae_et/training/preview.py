@@ -70,7 +70,7 @@ def _views_of(
         images = low_frequency_crop(batch.images[None], stage.bandwidth, config.crop.method)
         images = normalise(images, config.data.mean, config.data.std)
         mask = mask_from_noise(batch.noise[None], config.model.mask_ratio)
-        box, flipped = dataset.draw_box(index, *original.shape[-2:])
+        box, flipped, _ = dataset.draw_view(index, *original.shape[-2:])
         yield TrainingView(stage, original, box, flipped, images, mask.hidden[0])
 
 

@@ -80,7 +80,7 @@ def test_only_the_box_leaves_the_loader_processes(tmp_path: Path, monkeypatch) -
     view = read_encoded(dataset, index)
     assert view is not None
     whole = np.asarray(dataset.source[2][0])
-    box, _ = dataset.draw_box(index, *whole.shape[:2])
+    box, *_ = dataset.draw_view(index, *whole.shape[:2])
     top, left, height, width = map(int, box)
     assert view.box == (0, 0, height, width)
     assert np.array_equal(view.content, whole[top : top + height, left : left + width])

@@ -69,7 +69,7 @@ def test_the_box_is_what_the_crop_is_resized_from(tiny, method) -> None:
     for sample in range(5):
         index = SampleIndex(sample, 1, 1)
         image = as_tensor(dataset.source[sample][0])
-        box, flipped = dataset.draw_box(index, *image.shape[-2:])
+        box, flipped, _ = dataset.draw_view(index, *image.shape[-2:])
         size = [dataset.sides[1]] * 2
         crop = resized_crop(image, *map(int, box), size, InterpolationMode.BICUBIC, antialias=True)
         found = dataset[index].images.int()
