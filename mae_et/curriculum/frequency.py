@@ -16,6 +16,7 @@ the crop of a mirrored image is the mirrored crop shifted by 1 - B/H of an outpu
 
 from collections.abc import Sequence
 from operator import index
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -124,30 +125,27 @@ def low_pass(images: Tensor, bandwidth: int | tuple[int, int]) -> Tensor:
         return torch.fft.ifft2(spectrum).real.to(images.dtype)
 
 
-class CropMatrix:
-    """One axis of the crop: `A = real + i * outer(signs, wave)`.
+class CropMatrix(NamedTuple):
+    """One axis of the crop: `A = real + i * outer(signs, wave)`."""
 
-    Attributes:
-        real: [B, H].
-        signs: [B], the alternating signs of the Nyquist line's column.
-        wave: [H], the Nyquist line's row; zero if the bandwidth is odd or full.
-    """
-
-    def __init__(self, size: int, bandwidth: int, device: torch.device, dtype: torch.dtype):
-        outputs = torch.arange(bandwidth, dtype=torch.float64)
-        inputs = torch.arange(size, dtype=torch.float64)
-        frequencies = torch.arange(bandwidth, dtype=torch.float64) - bandwidth // 2
-        synthesis = 2 * torch.pi * torch.outer(outputs / bandwidth, frequencies)
-        analysis = 2 * torch.pi * torch.outer(frequencies, inputs / size)
-        real = synthesis.cos() @ analysis.cos() + synthesis.sin() @ analysis.sin()
-        nyquist = (torch.pi * bandwidth * inputs / size).sin()
-        one_sided = bandwidth % 2 == 0 and bandwidth < size
-        self.real = (real / size).to(device, dtype)
-        self.signs = (1 - 2 * (outputs % 2)).to(device, dtype)
-        self.wave = (nyquist / size * one_sided).to(device, dtype)
+    real: Tensor
+    """[B, H]"""
+    signs: Tensor
+    """[B], the alternating signs of the Nyquist line's column."""
+    wave: Tensor
+    """[H], the Nyquist line's row; zero if the bandwidth is odd or full."""
 
 
 @cache_tensors(maxsize=64)
 def crop_matrix(size: int, bandwidth: int, device: torch.device, dtype: torch.dtype) -> CropMatrix:
     """Return the cached matrix that maps an axis of `size` samples to `bandwidth` samples."""
-    return CropMatrix(size, bandwidth, device, dtype)
+    outputs = torch.arange(bandwidth, dtype=torch.float64)
+    inputs = torch.arange(size, dtype=torch.float64)
+    frequencies = outputs - bandwidth // 2
+    synthesis = 2 * torch.pi * torch.outer(outputs / bandwidth, frequencies)
+    analysis = 2 * torch.pi * torch.outer(frequencies, inputs / size)
+    real = synthesis.cos() @ analysis.cos() + synthesis.sin() @ analysis.sin()
+    nyquist = (torch.pi * bandwidth * inputs / size).sin()
+    one_sided = bandwidth % 2 == 0 and bandwidth < size
+    parts = real / size, 1 - 2 * (outputs % 2), nyquist / size * one_sided
+    return CropMatrix(*(part.to(device, dtype) for part in parts))

@@ -69,11 +69,7 @@ class DecodedDataset:
         index = range(len(self))[index]  # raises IndexError outside, like a list
         with self.naming_errors(index):
             content, label = self.inner[index]
-            return self.decode(content), int(label)
-
-    def decode(self, content: Any) -> "Image.Image | Tensor":
-        """Decode bytes, or convert a PIL image, to the dataset's channels and range."""
-        return decode(content, self.channels, self.max_value)
+            return decode(content, self.channels, self.max_value), int(label)
 
     def read_for_crop(
         self, index: int, sample_box: BoxSampler, size: int

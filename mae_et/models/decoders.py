@@ -90,7 +90,8 @@ class Decoder(nn.Module, ABC):
         """
         tokens = self.embed(latent)
         order = mask.order if count is None else mask.order[:, : mask.visible + count]
-        positions = self.positions(grid, tokens)[order]
+        table = sincos_positions(grid, self.position_grid or grid, tokens.shape[-1], tokens.device)
+        positions = table.to(self.mask_token.dtype)[order]
         # The class token's position is zero, as in MAE.
         cls_token, tokens = tokens.split([1, mask.visible], dim=1)
         tokens = torch.cat([cls_token, tokens + positions[:, : mask.visible]], dim=1)
@@ -99,11 +100,6 @@ class Decoder(nn.Module, ABC):
         if count is not None:
             return predicted
         return gather(predicted[:, -order.shape[1] :], mask.restore)
-
-    def positions(self, grid: Grid, tokens: Tensor) -> Tensor:
-        """Return the position embeddings of a grid's patches, [N W], of the weights' dtype."""
-        table = sincos_positions(grid, self.position_grid or grid, tokens.shape[-1], tokens.device)
-        return table.to(self.mask_token.dtype)
 
     def _run(self, block: nn.Module, *tokens: Tensor | int | None) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():

@@ -208,7 +208,7 @@ class MaskedAutoencoder(nn.Module):
             error = (prediction.float() - target).square().mean(dim=-1)
             loss = (error * mask.hidden).sum() / mask.hidden.sum()
         else:
-            count = predicted_patches(target.shape[1] - mask.visible, self.decoder_share)
+            count = max(1, round((target.shape[1] - mask.visible) * self.decoder_share))
             prediction = self.decoder(latent, mask, grid, count)
             predicted = mask.order[:, mask.visible : mask.visible + count]
             # Every image has as many masked patches: the mean over all is the mean of image means.
@@ -218,11 +218,6 @@ class MaskedAutoencoder(nn.Module):
     def targets(self, images: Tensor) -> Tensor:
         """Return the reconstruction targets of normalised images [B C H W], float32 [B N D]."""
         return patch_targets(self.target, images, self.patch, self.hog_cell, self.hog_bins)
-
-
-def predicted_patches(hidden: int, share: float) -> int:
-    """Return how many of the masked patches to predict: `share` of them, at least 1."""
-    return max(1, round(hidden * share))
 
 
 def initialise(model: MaskedAutoencoder) -> None:

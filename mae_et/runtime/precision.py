@@ -21,24 +21,18 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
     """Keep float32 products on a GPU from running as TF32, which has 10 bits of mantissa."""
-    restore = _forbid_tf32()
+    switch: Callable[[str], None] = torch.set_float32_matmul_precision
+    try:
+        before, exact = torch.get_float32_matmul_precision(), "highest"
+    except RuntimeError:  # the caller has set PyTorch 2.9's newer switch, which excludes this one
+        matmul: Any = torch.backends.cuda.matmul
+        switch = partial(setattr, matmul, "fp32_precision")
+        before, exact = matmul.fp32_precision, "ieee"
+    switch(exact)
     try:
         yield
     finally:
-        restore()
-
-
-def _forbid_tf32() -> Callable[[], None]:
-    """Forbid TF32 in products, by the switch that this process uses; return an undo function."""
-    try:
-        before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # the caller has set PyTorch 2.9's newer switch, which excludes this one
-        matmul: Any = torch.backends.cuda.matmul
-        restore = partial(setattr, matmul, "fp32_precision", matmul.fp32_precision)
-        matmul.fp32_precision = "ieee"
-        return restore
-    torch.set_float32_matmul_precision("highest")
-    return partial(torch.set_float32_matmul_precision, before)
+        switch(before)
 
 
 def allow_tf32(allowed: bool, device: torch.device) -> None:

@@ -87,7 +87,8 @@ class GraphedPasses:
         required: bool = False,
         world: DistributedContext | None = None,
     ):
-        self.parameters, self.required, self.world = list(parameters), required, world
+        self.parameters, self.required = list(parameters), required
+        self.world = world or DistributedContext(0, 1, torch.device("cuda"))
         self.enabled = True
         self.key: object = None
         self.batch: Any = None
@@ -165,13 +166,10 @@ class GraphedPasses:
 
     def _succeeded(self, reason: str) -> bool:
         """Return whether no rank has a reason to run eagerly, for which all ranks would wait."""
-        if self.world is None or self.world.size == 1:
-            failed = {0: reason} if reason else {}
-        else:
-            reasons = all_gather_json(reason, self.world)
-            failed = {rank: each for rank, each in enumerate(reasons) if each}
-        if failed and (self.world is None or self.world.is_main):
-            on = f" (rank {listed([*failed])})" if self.world and self.world.size > 1 else ""
+        reasons = all_gather_json(reason, self.world)
+        failed = {rank: each for rank, each in enumerate(reasons) if each}
+        if failed and self.world.is_main:
+            on = f" (rank {listed([*failed])})" if self.world.size > 1 else ""
             reason = next(iter(failed.values()))
             say(f"passes are not replayed (efficiency.cuda_graphs auto): {reason}{on}")
         return not failed
