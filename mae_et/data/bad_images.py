@@ -31,12 +31,9 @@ _SUBSTITUTE = -3  # separates these seeds from those of permutations and replay
 
 
 class WithSubstitutes(Dataset[Any]):
-    """Wrap a dataset to replace each image that cannot be read by another.
+    """Wrap an `AugmentedDataset` to replace each image that cannot be read by another.
 
     The replacement gets the crop and mask of the image that it replaces.
-
-    Args:
-        dataset: an `AugmentedDataset` whose samples have a field `replaced`.
     """
 
     def __init__(self, dataset: Any):
@@ -85,13 +82,8 @@ def refuse_excess(
 class BadImages:
     """The images of a run that could not be read so far, the same on every rank.
 
-    Args:
-        dataset: augmented dataset; an unreadable image is read once more, to report the reason.
-        max_fraction: see `refuse_excess`.
-        folder: run folder, which may hold the record of the run that is resumed or extended; only
-            the main rank reads it.
-        world: ranks that exchange unreadable images; every rank must build this.
-        start: steps done; rows recorded after them are dropped.
+    Every rank must build this. The main rank reads the record in the run folder, without the rows
+    after step `start`, which the run resumes from.
     """
 
     def __init__(
@@ -119,8 +111,7 @@ class BadImages:
     def exchange(self, step: int) -> None:
         """Exchange the images that a rank could not read; the main rank records and reports them.
 
-        Raises:
-            RunFailed: too many images are unreadable; see `refuse_excess`.
+        Too many end the run (`refuse_excess`).
         """
         mine = torch.tensor(self.waiting, dtype=torch.int64).reshape(-1, 3)
         self.waiting = []

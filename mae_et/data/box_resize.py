@@ -37,18 +37,10 @@ Resize = Callable[[Sequence[Tensor], Sequence[PixelBox], Sequence[bool], int], T
 def resize_boxes(
     images: Sequence[Tensor], boxes: Sequence[PixelBox], flips: Sequence[bool], size: int
 ) -> Tensor:
-    """Resize a box of each image to a square, and flip some of them horizontally.
+    """Resize a box of each image, uint8 [C H W], to a square, and flip some of them horizontally.
 
-    Within 1 of 255 levels of torchvision's `resized_crop` (bicubic, antialias) on uint8.
-
-    Args:
-        images: images, uint8 [C H W], all on one device.
-        boxes: a box inside each image.
-        flips: whether to flip each image.
-        size: side S of the result in pixels.
-
-    Returns:
-        uint8 [N C S S] on the images' device.
+    Within 1 of 255 levels of torchvision's `resized_crop` (bicubic, antialias) on uint8. All images
+    are on one device, and so is the result, uint8 [N C S S].
     """
     channels, device = images[0].shape[0], images[0].device
     resized = torch.empty(len(images), channels, size, size, dtype=torch.uint8, device=device)
@@ -74,14 +66,8 @@ def filter_weights(
 ) -> Tensor:
     """Return the antialiased bicubic filter (a = -0.5) of boxes along one axis, in units of 1/ONE.
 
-    Args:
-        sides: length of each box in pixels, at most `length`.
-        size: length S of the result.
-        length: length L of the canvas.
-        device: device of the result.
-
-    Returns:
-        Whole numbers, float32 [N S L]; each row sums to `ONE`.
+    Boxes of N sides in a canvas of `length` L are resized to `size` S: whole numbers, float32
+    [N S L], of which each row sums to `ONE`.
     """
     first, weights = filter_taps(torch.tensor(sides, device=device), size, max(sides))
     places = first[..., None] + torch.arange(weights.shape[-1], device=device)
@@ -90,12 +76,7 @@ def filter_weights(
 
 
 def filter_taps(sides: Tensor, size: int, longest: int) -> tuple[Tensor, Tensor]:
-    """Return only the taps of `filter_weights`.
-
-    Args:
-        sides: length of each box in pixels, int64 [N].
-        size: length S of the result.
-        longest: the largest side, already known on the host.
+    """Return only the taps of `filter_weights`, for sides int64 [N] whose maximum the host knows.
 
     Returns:
         The first pixel of each output, int64 [N S], and the weights of the T pixels from there,

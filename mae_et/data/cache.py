@@ -59,9 +59,6 @@ def cache_images(
 
     One line on stderr reports what was stored, or that the images do not fit and are read from
     files. Every rank must call this.
-
-    Raises:
-        UserError: the operating system has no anonymous shared memory.
     """
     if config.data.cache == "none":
         return source

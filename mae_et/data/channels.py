@@ -14,12 +14,9 @@ SAMPLE_FORMAT, SIGNED = 339, 2
 
 
 def to_channels(image: Image.Image, channels: int, max_value: float | None = None) -> Image.Image:
-    """Convert a PIL image to the 8-bit mode with a number of channels.
+    """Convert a PIL image of any mode to the 8-bit mode with 1, 3 or 4 channels.
 
-    Args:
-        image: an image of any mode.
-        channels: 1, 3 or 4.
-        max_value: value of white in a 16-bit image; 65535 if None.
+    `max_value` is the white of a 16-bit image; 65535 if None.
 
     Raises:
         UserError: PIL has no mode with this number of channels.

@@ -39,12 +39,12 @@ def choose_decoder(
 
     On a GPU, `auto` tries both ways (`decoder_trial`) at each image side, and chooses the GPU if
     its views are right and it is faster on every rank. Pixels differ by rounding, so a resumed run
-    keeps its device and library, even if another is faster.
+    keeps its device and library, even if another is faster. Every rank must call this.
 
     Args:
         requested: see `EfficiencyConfig.decode`.
         dataset: augmented dataset.
-        world: ranks; every rank must call this.
+        world: ranks.
         num_workers: loader processes per rank.
         before: what the run has decoded with so far: `cpu` or a library (`gpu`: either library);
             None for a new run.

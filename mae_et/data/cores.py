@@ -23,12 +23,10 @@ SET_BY_USER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def worker_count(requested: int | None, world: DistributedContext | None = None) -> int:
-    """Return the number of loader processes of a rank.
+    """Return the number of loader processes of a rank; every rank must call this.
 
-    Args:
-        requested: `efficiency.num_workers`; None for 1 to 16: the cores of this rank (`own_cores`),
-            or a quarter of them if it computes on the CPU.
-        world: ranks; every rank must call this. None for a process that only loads.
+    If none is requested, 1 to 16: the cores of this rank (`own_cores`), or a quarter of them if it
+    computes on the CPU. Without `world`, this process only loads.
     """
     if requested is not None:
         return requested

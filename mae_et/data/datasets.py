@@ -56,14 +56,8 @@ def open_dataset(
     """Open a split of a dataset.
 
     Surprises (names other than configured, skipped files, an unusual value range) are printed once,
-    with counts.
-
-    Args:
-        config: the dataset.
-        split: the split to open.
-        channels: number of image channels.
-        own_classes: number the classes of a folder or of tar shards as they occur in this split,
-            instead of the training split.
+    with counts. With `own_classes`, the classes of a folder or of tar shards are numbered as they
+    occur in this split, instead of the training split.
 
     Raises:
         UserError: the dataset is unknown, missing or empty, cannot be downloaded, or cannot have

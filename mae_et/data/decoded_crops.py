@@ -25,10 +25,7 @@ class DecodedCrops:
         self.augment = [Compose(augmentation(config, stage.magnitude)) for stage in plan.stages]
 
     def load(self, sample: int, stage: int, generator: Generator) -> tuple[Tensor, int]:
-        """Return a crop [C B B], uint8 (float32 for arrays that are not uint8), and its label.
-
-        The generator's state determines the box, independently of the stage, and the flip.
-        """
+        """Return a crop [C B B], uint8 (float32 for arrays that are not uint8), and its label."""
         source, size = self.source, self.sizes[stage]
         sample_box, flip = draw_crop(self.config, generator)
         with source.naming_errors(sample):

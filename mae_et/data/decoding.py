@@ -37,12 +37,8 @@ FORMATS = tuple(
 class DecodedDataset:
     """Decode the images of a dataset that stores them encoded, or as PIL images of any mode.
 
-    Args:
-        inner: map-style dataset, `inner[i] -> (bytes or PIL image, label)`.
-        classes: names of the labels.
-        channels: channels of the decoded images.
-        name: maps an index to the image's name, for error messages.
-        max_value: see `data.max_value`.
+    The dataset is map-style, `inner[i] -> (bytes or PIL image, label)`; `name` maps an index to the
+    image's name, for error messages.
     """
 
     def __init__(
@@ -74,12 +70,7 @@ class DecodedDataset:
     def read_for_crop(
         self, index: int, sample_box: BoxSampler, size: int
     ) -> tuple[Any, int, BoxSampler]:
-        """Return the stored copy of an image that is best for a small crop.
-
-        Args:
-            index: index of the image.
-            sample_box: maps the image's height and width to the box.
-            size: side of the crop in pixels.
+        """Return the stored copy of an image that is best for a crop of `size` pixels.
 
         Returns:
             Encoded bytes or a PIL image, its label, and the sampler of the same box in that copy.

@@ -17,15 +17,11 @@ ON_CPU = {"stage", "replaced"}
 
 
 def copied(batches: Iterator[AnyBatch], device: torch.device) -> Iterator[AnyBatch]:
-    """Yield batches with their images, noise and labels on a device.
+    """Yield batches with their images, noise and labels on a device; unchanged on a CPU.
 
     The current stream waits for a copy before it runs what the caller queues next. Memory is not
     reused while kernels queued on that stream may read it (`record_stream`), even if the caller
-    drops the batch at once.
-
-    Args:
-        batches: named tuples of tensors, in pinned memory for asynchronous copies.
-        device: the run's device; on a CPU, batches are unchanged.
+    drops the batch at once. Copies from pinned memory are asynchronous.
     """
     if device.type != "cuda":
         yield from batches

@@ -193,13 +193,9 @@ def decoded_ahead(
 
     The caller's thread reads from the loader, so that signals of dead loader processes and seeded
     generators stay in one thread, and raises the errors of the decoding threads in the order of the
-    micro-batches. The threads end with the block.
-
-    Args:
-        loaded: micro-batches in order; None when the loader stalls, so that earlier ones are handed
-            out meanwhile.
-        decoder: decoder of the micro-batches.
-        views: dataset of the samples that the device refuses, indexed by `SampleIndex`.
+    micro-batches. The threads end with the block. `loaded` yields None when the loader stalls, so
+    that earlier micro-batches are handed out meanwhile; `views` is the dataset of the samples that
+    the device refuses, indexed by `SampleIndex`.
     """
     with ThreadPoolExecutor(THREADS, thread_name_prefix="decode") as threads:
         yield _in_order(loaded, decoder, views, threads)

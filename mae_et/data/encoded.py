@@ -100,10 +100,8 @@ class PackedBatch(NamedTuple):
 class EncodedDataset(Dataset[Any]):
     """The samples of a `TrainDataset`: files where possible, otherwise its views.
 
-    Args:
-        dataset: random views of images with 3 channels, without RandAugment.
-        views: `dataset`, or a wrapper that substitutes unreadable images.
-        cpu_sides: see `DeviceDecoder`.
+    Images have 3 channels and no RandAugment. `views` is the dataset, or a wrapper that substitutes
+    unreadable images.
     """
 
     def __init__(self, dataset: TrainDataset, views: Any, cpu_sides: tuple[int, ...] = ()):
@@ -113,12 +111,7 @@ class EncodedDataset(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, index: SampleIndex) -> EncodedView | FinishedView:
-        """Read a file, or make its view.
-
-        Raises:
-            Unreadable: the image cannot be read, and `views` does not substitute it.
-            RunFailed: the image is an array that is not uint8.
-        """
+        """Read a file, or make its view."""
         if self.dataset.sides[index.stage] not in self.cpu_sides:
             # Whatever the error, making the view reports or replaces the image.
             with contextlib.suppress(Exception):

@@ -30,11 +30,7 @@ class Listing(NamedTuple):
 
 
 def list_folder(folder: Path, extensions: tuple[str, ...] = EXTENSIONS) -> Listing:
-    """List the files with the given extensions below a folder, except hidden ones.
-
-    Raises:
-        UserError: a folder cannot be listed.
-    """
+    """List the files with the given extensions below a folder, except hidden ones."""
     skipped: Counter[str] = Counter()
     try:
         names = list(_walk(str(folder), "", (), extensions, skipped))
@@ -69,12 +65,7 @@ def _walk(
 
 
 def cached_listing(config: DataConfig, folder: Path, extensions: tuple[str, ...]) -> Listing:
-    """List a folder, or read the listing of an earlier run from `data.listing`.
-
-    Raises:
-        UserError: a folder cannot be listed, the cached listing is damaged, or `data.listing` is
-            not writable.
-    """
+    """List a folder, or read the listing of an earlier run from `data.listing`."""
     if config.listing is None:
         return list_folder(folder, extensions)
     key = hashlib.sha256(f"{folder.resolve()}\0{extensions}".encode()).hexdigest()[:16]

@@ -44,12 +44,8 @@ def open_hugging_face(config: DataConfig, split: Split, channels: int) -> Decode
 class HuggingFaceImages:
     """Rows of a dataset as encoded images and labels: `images[i] -> (bytes, label)`.
 
-    Args:
-        rows: a `datasets.Dataset`.
-        image: its image column, decoded by mae-et.
-        label: its label column, or None.
-        numbers: maps label values to classes; None if they are classes already.
-        classes: names of the classes.
+    `image` and `label` are columns of a `datasets.Dataset`; `numbers` maps label values to classes,
+    and is None if they are classes already.
     """
 
     def __init__(

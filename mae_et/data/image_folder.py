@@ -159,12 +159,9 @@ def _label_files(files: Sequence[str], classes: Sequence[str], folder: Path) -> 
 
 
 def choose_held_out(files: Sequence[str], labels: Sequence[int]) -> set[int]:
-    """Choose a fifth of each class to hold out, at least one image if it has two or more.
+    """Return the indices of a fifth of each class to hold out, at least one if it has two or more.
 
     The choice depends on the hashes of names, so that it changes little when files are added.
-
-    Returns:
-        Indices into `files`.
     """
     hashes = [hashlib.sha256(os.fsencode(file)).digest() for file in files]
     by_class: dict[int, list[int]] = {}

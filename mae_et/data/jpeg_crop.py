@@ -53,12 +53,7 @@ def random_box(
 ) -> Box:
     """Return a random box with the distribution of torchvision's RandomResizedCrop.
 
-    Args:
-        height: height of the image in pixels.
-        width: width of the image in pixels.
-        scale: smallest and largest area, as fractions of the image's.
-        ratio: smallest and largest width / height.
-        numbers: 4 * BOX_ATTEMPTS uniform numbers in [0, 1), which determine the box.
+    It is determined by 4 * BOX_ATTEMPTS uniform numbers in [0, 1).
     """
     for first in range(0, 4 * BOX_ATTEMPTS, 4):
         area, shape, down, right = numbers[first : first + 4]

@@ -44,22 +44,14 @@ _LIKE = {
 
 
 def check_source(config: DataConfig) -> None:
-    """Refuse the name of an unknown dataset.
-
-    Raises:
-        UserError: the name is unknown; the sentence lists those that are known.
-    """
+    """Refuse the name of an unknown dataset, with a list of those that are known."""
     known = ("folder", "shards", "synthetic", *TORCHVISION, "wds", "hfds/NAME")
     if config.source not in known and not config.source.startswith("hfds/"):
         raise UserError(f"data.name {config.source!r} is unknown; known: {', '.join(known)}")
 
 
 def data_root(config: DataConfig) -> Path:
-    """Return the root of a dataset.
-
-    Raises:
-        UserError: data.root is not set, or is not a folder.
-    """
+    """Return the root of a dataset; refuse one that is not set or not a folder."""
     if config.root is None:
         raise UserError(f"data.root is needed for data.name {config.source}")
     if not config.root.is_dir():
@@ -130,11 +122,7 @@ def split_folder(config: DataConfig, split: Split) -> Path | None:
 
 
 def check_outside(config: DataConfig, folder: Path) -> None:
-    """Refuse an output folder among a dataset's images: images that are written there are data.
-
-    Raises:
-        UserError: it lies in a split folder, or in a root without split folders.
-    """
+    """Refuse an output folder in a split: images that are written there would become data."""
     root = config.root
     if config.source != "folder" or root is None or not root.is_dir():
         return
@@ -176,11 +164,7 @@ def _holds_file(folder: Path, extensions: tuple[str, ...]) -> bool:
 
 
 def subfolders(root: Path) -> list[str]:
-    """Return the sorted names of the folders in a folder, except hidden ones.
-
-    Raises:
-        UserError: the folder cannot be listed.
-    """
+    """Return the sorted names of the folders in a folder, except hidden ones."""
     try:
         with os.scandir(root) as entries:
             folders = [entry.name for entry in entries if is_folder(entry)]

@@ -36,14 +36,9 @@ def training_batches(
 ) -> Iterator[Iterator[Any]]:
     """Load the sampler's micro-batches, from its first step to the plan's last.
 
-    Args:
-        dataset: augmented images, indexed by `SampleIndex`.
-        sampler: sampler of the images and their stages.
-        num_workers: loader processes; 0 loads in this process.
-        device: device to train on; batches for a GPU are pinned, and copied to it.
-        bad_images: counts images that cannot be read and are replaced by others; without it, the
-            first one raises `Unreadable`.
-        decoder: decodes files on a device; None to decode in loader processes.
+    Without loader processes, images load in this one. Batches for a GPU are pinned, and copied to
+    it. Without `bad_images`, which counts images that cannot be read and are replaced by others,
+    the first one raises `Unreadable`. Without a `decoder`, loader processes decode.
     """
     pin_memory = device.type == "cuda"
     views = dataset if bad_images is None else WithSubstitutes(dataset)

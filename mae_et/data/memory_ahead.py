@@ -19,13 +19,9 @@ def memory_ahead(
 ) -> Iterator[list[Tensor]]:
     """Hold as much memory on a device as loading may, while a micro-batch is trained on.
 
-    The memory of a pass is measured beside it (`efficiency.micro_batch: auto`).
-
-    Args:
-        requested: see `EfficiencyConfig.decode`.
-        images: images of a micro-batch [B C H H].
-        kept: images that a decoder keeps for `data.replay`.
-        device: the run's device; nothing is allocated on a CPU, where loader processes decode.
+    The memory of a pass on `images` [B C H H] is measured beside it (`efficiency.micro_batch:
+    auto`). A decoder keeps `kept` images for `data.replay`. Nothing is allocated on a CPU, where
+    loader processes decode.
     """
     held: list[Tensor] = []
     if device.type != "cpu":  # the batch in use and the next one, decoded there or copied to it

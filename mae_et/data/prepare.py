@@ -119,14 +119,7 @@ def _prepare_split(config: PrepareConfig, split: str, dataset: DecodedDataset) -
 def _check_same_image(dataset: DecodedDataset, first: int, rows: np.ndarray, folder: Path) -> None:
     """Refuse a finished shard whose first readable image differs from the dataset's.
 
-    Args:
-        dataset: dataset to prepare.
-        first: index of the shard's first image.
-        rows: the shard's index.
-        folder: folder of the split.
-
-    Raises:
-        UserError: the files differ.
+    `first` is the index of the shard's first image, `rows` the shard's index.
     """
     readable = np.flatnonzero(rows["size"][:, -1])
     if not len(readable):

@@ -66,11 +66,7 @@ class PreparedDataset(DecodedDataset):
 
 
 class PreparedShards:
-    """The encoded images of a prepared split: `shards[i] -> (original bytes, label)`.
-
-    Raises:
-        UserError: the split is missing, incomplete or damaged.
-    """
+    """The encoded images of a prepared split: `shards[i] -> (original bytes, label)`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -179,11 +175,7 @@ def index_dtype(levels: int) -> np.dtype:
 
 
 def read_split_file(folder: Path) -> dict[str, Any]:
-    """Read `split.json`.
-
-    Raises:
-        UserError: the file is missing, damaged or of another version.
-    """
+    """Read `split.json`; refuse one that is missing, damaged or of another version."""
     path = folder / "split.json"
     if not path.is_file():
         raise UserError(
@@ -212,14 +204,7 @@ def _check_description(description: dict[str, Any]) -> None:
 
 
 def read_index(folder: Path, shard: int, levels: int) -> np.ndarray:
-    """Read the index of a shard, given the number of levels besides the original.
-
-    Returns:
-        Rows of `index_dtype(levels)`, [N].
-
-    Raises:
-        UserError: the index is missing or damaged.
-    """
+    """Read the index of a shard, rows of `index_dtype(levels)` [N]; refuse a damaged one."""
     path = index_path(folder, shard)
     try:
         rows = read_array(path)

@@ -24,13 +24,9 @@ ENOUGH = 200
 
 
 class CentreCrops(Dataset[tuple[Tensor, int] | None]):
-    """Centre crops of chosen images with their labels; None for those that cannot be read.
+    """Centre crops of chosen images with their labels.
 
-    Args:
-        source: dataset of the images.
-        data: `eval_crop` and `on_error` are read; with `stop`, unreadable images raise.
-        size: side of the crops, in pixels.
-        indices: the chosen images, in order.
+    With `data.on_error` skip, an image that cannot be read is None.
     """
 
     def __init__(
@@ -82,16 +78,8 @@ def open_probe_images(
 ) -> ProbeImages:
     """Open the data of the probes, draw their images, and report them in one line.
 
-    Args:
-        config: data and number of images.
-        run: data of the run, whose preprocessing the probes share.
-        source: training split of the run.
-        channels: number of image channels.
-        most: number of images that a probe can afford.
-        seed: seed of the draw.
-
-    Raises:
-        UserError: `probe.data` cannot be opened.
+    A probe shares the preprocessing of the run and, without `probe.data`, its training split
+    `source`. It can afford `most` images.
     """
     data, train = run, source
     if config.data is not None:

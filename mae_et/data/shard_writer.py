@@ -23,10 +23,9 @@ EXTENSION_OF = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP"
 
 
 def write_shard(dataset: DecodedDataset, config: PrepareConfig, folder: Path, shard: int) -> None:
-    """Write the archives of a shard, then its index; unreadable images get a row without bytes.
+    """Write the archives of a shard, then its index.
 
-    Raises:
-        Unreadable: an image cannot be read, and `data.on_error` is stop.
+    An unreadable image raises or, with `data.on_error` skip, gets a row without bytes.
     """
     first = shard * config.shard_images
     count = min(config.shard_images, len(dataset) - first)
@@ -81,9 +80,6 @@ def encode_levels(
         The original's extension, its height and width, and its copy at each level, None if it is
         not larger than the level. Arrays, transparent images and any that are not 8-bit grey or RGB
         have no copies, and size (0, 0): they are read whole.
-
-    Raises:
-        ValueError: the file is not an image.
     """
     none: list[bytes | None] = [None] * len(config.levels)
     if content.startswith(np.lib.format.MAGIC_PREFIX):

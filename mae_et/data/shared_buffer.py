@@ -27,11 +27,7 @@ class SharedBuffer:
 
     @classmethod
     def create(cls) -> "SharedBuffer":
-        """Create an empty buffer, which grows as it is written to.
-
-        Raises:
-            UserError: the operating system has no anonymous shared memory.
-        """
+        """Create an empty buffer, which grows as it is written to."""
         if not hasattr(os, "memfd_create"):
             raise UserError("data.cache ram needs Linux (memfd_create)")
         return cls(os.memfd_create("mae-et-cache"))

@@ -177,15 +177,7 @@ class Synthetic:
     """Images `first` to `first + length - 1` of a seed, rendered on first use and then kept.
 
     They take `length * size * size * 3` bytes in each worker process, which renders its own copy.
-
-    Args:
-        length: number of images, at least 1.
-        size: side in pixels, at least 16.
-        seed: seed of `render`.
-        first: index of the first image; sets that do not overlap make a training and a test set.
-
-    Raises:
-        ValueError: if an argument is out of its range.
+    Sets that do not overlap make a training and a test set.
     """
 
     classes = CLASSES

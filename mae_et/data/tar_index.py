@@ -34,11 +34,7 @@ class ShardIndex(NamedTuple):
 
 
 def index_shard(path: Path, extensions: tuple[str, ...]) -> ShardIndex:
-    """Index a shard's images, which have one of the extensions (such as `.jpg`).
-
-    Raises:
-        UserError: the shard is damaged, or a label is out of range.
-    """
+    """Index a shard's images, which have one of the extensions (such as `.jpg`)."""
     try:
         return _index_shard(path, extensions)
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
@@ -118,11 +114,7 @@ def _split_at_first_dot(name: str) -> tuple[str, str]:
 
 
 def _read_label(content: bytes, extension: str) -> int | str | None:
-    """Return the number or name of a class; None if there is none.
-
-    Raises:
-        ValueError: a number is out of range (labels index a table of classes).
-    """
+    """Return the number or name of a class; None if there is none."""
     if extension == ".json":
         try:
             found = json.loads(content)

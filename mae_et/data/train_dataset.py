@@ -35,16 +35,8 @@ from mae_et.data.transforms import (
 class AugmentedDataset(Dataset[AnyBatch], ABC):
     """Images augmented for their stage, indexed by `SampleIndex`.
 
-    Args:
-        source: dataset of the images.
-        config: parameters of the crop, the flip and the augmentation.
-        plan: bandwidth and magnitude of each stage.
-        seed: seed of all random numbers.
-        method: crop method; with `decode`, crops are decoded at the stage's bandwidth.
-        transforms: transform of each stage, for the other methods.
-
-    Raises:
-        UserError: timm does not know the augmentation, or the dataset cannot decode crops.
+    With crop method `decode`, crops are decoded at the stage's bandwidth; `transforms` has a
+    transform for each stage, for the other methods.
     """
 
     def __init__(
@@ -66,11 +58,7 @@ class AugmentedDataset(Dataset[AnyBatch], ABC):
         return self.augment(index, index.sample)
 
     def augment(self, index: SampleIndex, sample: int) -> AnyBatch:
-        """Augment image `sample` with the random numbers of `index`, which may be another image's.
-
-        Raises:
-            Unreadable: the image cannot be read.
-        """
+        """Augment image `sample` with the random numbers of `index`, maybe another image's."""
         seed = sample_seed(self.seed, index.epoch, index.sample)
         if self.crops is not None:
             generator = torch.Generator().manual_seed(seed)

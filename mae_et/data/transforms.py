@@ -56,13 +56,9 @@ def seeded(seed: int, numpy: bool = True) -> Iterator[None]:
 
 
 class EvalDataset(Dataset[tuple[Tensor, int]]):
-    """Centre crops with labels: resized to cover `size / eval_crop`, then cropped.
+    """Centre crops with labels: resized to cover `size / eval_crop`, then cropped to `size`.
 
-    Args:
-        source: images.
-        config: `eval_crop` is read, the fraction of the resized side that the crop keeps (0.875 in
-            MAE's recipe: 224 of 256).
-        size: side of the crops in pixels, or (height, width).
+    In MAE's recipe, `data.eval_crop` is 0.875: 224 of 256.
     """
 
     def __init__(self, source: ImageDataset, config: DataConfig, size: int | tuple[int, int]):
@@ -156,11 +152,7 @@ def _refuse_arrays(image: Image.Image | Tensor) -> Image.Image:
 
 
 def training_transform(config: DataConfig, size: int, magnitude: float) -> Callable:
-    """Return random-resized crop, flip and, with `data.augment`, RandAugment at a magnitude.
-
-    Raises:
-        UserError: timm does not know the augmentation.
-    """
+    """Return random-resized crop, flip and, with `data.augment`, RandAugment at a magnitude."""
     steps: list[Callable] = [
         RandomResizedCrop(size, config.scale, config.ratio, BICUBIC, antialias=True),
         RandomHorizontalFlip(config.flip),

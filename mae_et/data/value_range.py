@@ -41,9 +41,6 @@ def check_range(dataset: DecodedDataset, config: DataConfig) -> None:
     half of their range (10 to 14 bits in 16-bit files do not), and arrays should lie within 50
     standard deviations (`data.std`) of `data.mean` and span at least 0.1. Unreadable images are
     skipped.
-
-    Raises:
-        UserError: the statistics are not those of values in [0, 1].
     """
     found = list(_ranges(dataset))
     if any(not each.kind.endswith("arrays") for each in found):

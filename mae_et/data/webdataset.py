@@ -34,11 +34,7 @@ COMPRESSED = re.compile(r"\.(tgz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
 def open_shards(
     config: DataConfig, split: Split, channels: int, own_classes: bool = False
 ) -> DecodedDataset:
-    """Open a split's shards, and report anything unusual about them.
-
-    Raises:
-        UserError: see `find_shards` and `TarShards`; or no image has this number of channels.
-    """
+    """Open a split's shards, and report anything unusual about them."""
     root, extensions = data_root(config), extensions_for(channels)
     shards = _index_split(config, root, split, extensions, own_classes)
     facts = shards.summary()
@@ -76,9 +72,6 @@ def find_shards(config: DataConfig, root: Path, split: Split) -> list[Path]:
 
     NAME may be a synonym of the configured name (see `layout.SYNONYMS`). Shards without the name of
     a split are for training.
-
-    Raises:
-        UserError: no shard is found, or all are compressed.
     """
     found = _shards_named(config, root, split)
     if not found and split == "train":
@@ -145,16 +138,8 @@ class TarShards:
     The files of a sample share a key: the path up to the first dot of the file's name. The label of
     `a/b.jpg` is in `a/b.cls` (a number or a class name) or in `a/b.json` (`tar_index.JSON_KEYS`).
     An image whose name has several dots, `a/b.1.jpg`, belongs to the key `a/b` if that key has an
-    image or a label; otherwise its key is `a/b.1`.
-
-    Args:
-        paths: paths of the archives.
-        extensions: extensions of images, in lower case, with the dot.
-        classes: names of the classes, if labels are names; None for those that occur.
-
-    Raises:
-        UserError: a shard is damaged, a label is out of range, a class is not in `classes`, or one
-            shard has images of two splits.
+    image or a label; otherwise its key is `a/b.1`. Labels that are names index `classes`, by
+    default those that occur.
     """
 
     def __init__(
