@@ -56,10 +56,6 @@ def build_run(
         multiple: number by which fitted micro-batches must be divisible.
         fit_by_default: on a GPU, fit micro-batches unless the config gives a size.
         static: whether every pass does the same work, so that CUDA graphs can replay it.
-
-    Raises:
-        UserError: micro-batches, ranks or sharding do not fit the config.
-        RunFailed: the smallest micro-batch does not fit in memory.
     """
     check_same_start(model if saved is None else None, plan, world)
     efficiency = config.efficiency

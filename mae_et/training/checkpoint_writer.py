@@ -29,10 +29,6 @@ class CheckpointWriter:
 
     A process may be forked (loader workers) while a checkpoint is written: outside of system calls
     and of copies of memory, the thread holds the GIL, so a child inherits no lock that it needs.
-
-    Args:
-        run: the run.
-        logger: its records; None on every rank but the main one.
     """
 
     def __init__(self, run: Run, logger: RunLogger | None):
@@ -62,13 +58,9 @@ class CheckpointWriter:
     def save(self, waits: bool) -> None:
         """Flush earlier rows, write a checkpoint, and delete superseded ones; a collective.
 
-        Args:
-            waits: whether to return only when the checkpoint is on disk. Otherwise training waits
-                for a copy of the state in host memory, if there is room for one.
-
-        Raises:
-            Diverged: the state is not finite; nothing is written.
-            RunFailed: this or the previous checkpoint could not be written; on all ranks.
+        With `waits`, it returns when the checkpoint is on disk. Otherwise training waits for a copy
+        of the state in host memory, if there is room for one. A state that is not finite raises
+        `Diverged`, and a checkpoint that could not be written, this or the last, on all ranks.
         """
         self.wait()
         run, logger = self.run, self.logger
@@ -84,11 +76,7 @@ class CheckpointWriter:
             self.wait()
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is on disk; a collective.
-
-        Raises:
-            RunFailed: it could not be written; on all ranks.
-        """
+        """Wait until the last checkpoint is on disk; a collective."""
         written, self._written = self._written, None
         with fail_together(self.run.world), explain_system_errors():
             distributed.run_on_main(written.result if written else _nothing, self.run.world)

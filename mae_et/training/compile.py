@@ -69,16 +69,9 @@ def compile_network(
 ) -> nn.Module:
     """Compile a network's transformer blocks in place, or the whole network if it has none.
 
-    On a CPU, blocks are compiled for any batch and number of tokens; otherwise shapes are static,
-    and each bandwidth has graphs of its own. Names in state dicts do not change.
-
-    Args:
-        network: the network, after sharding and before DistributedDataParallel.
-        bandwidths: number of input sizes.
-        backend: backend of torch.compile.
-
-    Returns:
-        The network to call.
+    Call it after sharding and before DistributedDataParallel, and call the returned network. On a
+    CPU, blocks are compiled for any batch and number of tokens; otherwise shapes are static, and
+    each of `bandwidths` input sizes has graphs of its own. Names in state dicts do not change.
     """
     _watch_compilation()
     device = next((p.device for p in network.parameters()), torch.device("cpu"))

@@ -40,19 +40,11 @@ Pass = Callable[[Any], Tensor]
 
 
 def should_replay(efficiency: EfficiencyConfig, device: torch.device, static: bool) -> bool:
-    """Return whether to replay passes (`efficiency.cuda_graphs`).
+    """Return whether to replay passes; refuse `efficiency.cuda_graphs` where it is not possible.
 
     Sharding and gradient checkpointing rule it out: sharding exchanges weights within a pass, and
-    checkpointing saves states of random generators there.
-
-    Args:
-        efficiency: the run's efficiency section.
-        device: the run's device.
-        static: whether every pass does the same work. Mixing and drop path draw numbers on the
-            host, which a graph would repeat.
-
-    Raises:
-        UserError: graphs are requested but not possible.
+    checkpointing saves states of random generators there. So do passes that are not `static`:
+    mixing and drop path draw numbers on the host, which a graph would repeat.
     """
     requested, on_gpu = efficiency.cuda_graphs is True, device.type == "cuda"
     require(on_gpu or not requested, "efficiency.cuda_graphs needs a GPU")
@@ -105,9 +97,6 @@ class GraphedPasses:
             key: what the work depends on besides the batch. If it or a shape changes, earlier
                 graphs and their memory are released.
             first: whether the pass is the first of a step: its gradients replace earlier ones.
-
-        Raises:
-            RunFailed: the pass cannot be captured, and `required` is set.
         """
         if not self.enabled:
             return work(batch)

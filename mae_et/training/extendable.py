@@ -7,12 +7,7 @@ from mae_et.errors import UserError
 
 
 def check_extendable(run: Path, before: PretrainConfig, epochs: float) -> None:
-    """Check the config of a run to extend to a budget of `epochs`.
-
-    Raises:
-        UserError: its learning rate or weight decay moves over the whole run, or the budget is not
-            larger than the run's.
-    """
+    """Refuse a run whose schedules move over all of it, or a budget that is not larger."""
     if before.optim.decay_fraction is None:
         raise UserError(
             f"{run} cannot be extended: its learning rate falls as a cosine from the warm-up to "

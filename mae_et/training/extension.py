@@ -49,10 +49,7 @@ def start(
 ) -> tuple[dict[str, Any] | None, dict[str, str]]:
     """Return the checkpoint to start from: `saved`, or that of the run that a new run extends.
 
-    Only the main rank reads the run to extend.
-
-    Returns:
-        The checkpoint, and files for the run folder (on the main rank).
+    Only the main rank reads the run to extend, and returns files for the run folder too.
     """
     if saved is not None or config.init.extends is None:
         return saved, {}
@@ -71,10 +68,6 @@ def read_extension(
     Returns:
         The checkpoint to start from, with the longer plan, and the run's records as files for the
         new run folder, which drops rows after that checkpoint as every resumed run does.
-
-    Raises:
-        UserError: there is no such run, its schedule has no constant part, no checkpoint of that
-            part is left, or settings or images differ.
     """
     before = config_of_run(run)
     if before is None:
@@ -99,11 +92,7 @@ def read_extension(
 
 
 def _last_constant_checkpoint(run: Path, config: PretrainConfig, plan: Plan) -> dict[str, Any]:
-    """Read a run's last checkpoint from the constant part of its learning rate.
-
-    Raises:
-        UserError: none of its checkpoints is left.
-    """
+    """Read a run's last checkpoint from the constant part of its learning rate."""
     last = decay_start(plan, config.optim)
     assert last is not None  # `check_extendable`
     first = bisect_left(range(last), config.optim.warmup_fraction, key=plan.progress)

@@ -20,9 +20,7 @@ ALIGNMENT = 512
 class FlatGradients:
     """Make the gradients of parameters views of one buffer, from their first backward pass on.
 
-    Args:
-        parameters: parameters of one type and device.
-        world: ranks; a single one needs no buffer.
+    Parameters are of one type and device. A single rank needs no buffer.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], world: DistributedContext):

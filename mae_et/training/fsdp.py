@@ -48,16 +48,8 @@ def shard(
     """Shard a model in place, block by block, then the rest.
 
     A model on the CPU moves to the device block by block, never all at once. Build the optimizer
-    afterwards.
-
-    Args:
-        model: the model.
-        world: ranks.
-        dtype: dtype in which weights are gathered: the autocast dtype.
-        within_nodes: shard over the ranks of each node, and keep a copy on every node.
-
-    Raises:
-        UserError: the model has no transformer blocks, or nodes have different numbers of ranks.
+    afterwards. Weights are gathered in `dtype`, that of autocast. With `within_nodes`, they are
+    sharded over the ranks of each node, and every node keeps a copy.
     """
     blocks = transformer_blocks(model)
     if not blocks:
@@ -77,11 +69,7 @@ def shard(
 
 
 def ranks_per_node(world: DistributedContext) -> int:
-    """Return the number of ranks on each node, from LOCAL_WORLD_SIZE; every rank must call this.
-
-    Raises:
-        UserError: it differs between nodes.
-    """
+    """Return the number of ranks on each node, from LOCAL_WORLD_SIZE; every rank must call this."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
     require(
         all_ranks_equal(here, world) and world.size % here == 0,

@@ -34,14 +34,8 @@ def train(
 ) -> None:
     """Train from the state's step to the plan's last, or until `run.stop_after_step`.
 
-    Args:
-        run: the run.
-        batches: micro-batches, starting at the state's step.
-        step: updates the weights once.
-        logger: records; None on every rank but the main one.
-        checkpoints: writes them, while training continues; the last one, and one after a signal,
-            while it waits.
-        periodic: work between steps; its time does not count as training.
+    Micro-batches start at the state's step. Checkpoints are written while training continues; the
+    last one, and one after a signal, while it waits. The time of periodic work does not count.
 
     Raises:
         Diverged: the loss, a gradient or the state is not finite (see `MetricsWindow.close`).

@@ -29,9 +29,6 @@ def available_memory(world: DistributedContext) -> int:
     On a GPU: free memory, and memory that torch has reserved but not allocated. On a CPU: the
     kernel's estimate (MemAvailable in /proc/meminfo), limited by control groups and divided by the
     number of ranks on this machine.
-
-    Raises:
-        RunFailed: there is no /proc/meminfo.
     """
     if world.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(world.device)

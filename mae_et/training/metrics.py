@@ -103,10 +103,8 @@ class MetricsWindow:
     def paused(self, works: bool = False) -> Iterator[None]:
         """Exclude the time spent inside.
 
-        Args:
-            works: whether the device gets work inside. If so, wait for earlier work, which counts,
-                and for the work of the pause, which does not. Otherwise wait for nothing: an empty
-                pause costs nothing.
+        If the device gets work inside, wait for earlier work, which counts, and for that of the
+        pause, which does not. Otherwise wait for nothing: an empty pause costs nothing.
         """
         self._wait(works)
         before = time.perf_counter()
@@ -216,11 +214,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def pretraining_figures(run: Run) -> dict[str, Any]:
-    """Return the entries of results.json that only pre-training has.
-
-    Returns:
-        `loss` at the end; `images`: number trained on; and the result of `summarise_probes`.
-    """
+    """Return the entries of results.json that only pre-training has."""
     folder = run.config.output.dir
     probes = read_metrics(folder, SCORES)
     return {

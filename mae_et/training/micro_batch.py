@@ -37,16 +37,9 @@ def fit_micro_batch(
     """Set a run's micro-batches: those of its checkpoint if they fit, else the largest that do.
 
     The checkpoint's sizes are lowered, with a line that says so, only if they do not fit. Sizes
-    measured while other processes hold GPU memory are not kept for the next start.
-
-    Args:
-        run: the run; its network is neither compiled nor wrapped yet.
-        saved: checkpoint that the run resumes from.
-        attempt: runs forward and backward through the network.
-        multiple: divisor of the sizes, unless it does not divide a rank's share of the batch.
-
-    Raises:
-        RunFailed: the smallest micro-batch does not fit.
+    measured while other processes hold GPU memory are not kept for the next start. The network is
+    neither compiled nor wrapped yet. Sizes are divisible by `multiple`, unless it does not divide a
+    rank's share of the batch.
     """
     kept: dict[int, int] | None = (saved or {}).get("micro_batch")
     crowded = distributed.any_rank(wait_for_other_processes(run.world), run.world)
@@ -133,13 +126,9 @@ def optimizer_bytes(run: Run) -> int:
 def largest_part(peak: Callable[[int], int | None], parts: list[int], limit: int) -> int:
     """Return the largest size whose peak memory is within a limit; 0 if there is none.
 
-    Peaks are extrapolated linearly from two small sizes. The chosen size is tried too; if it runs
-    out of memory or takes more than the limit, the next smaller one is tried.
-
-    Args:
-        peak: maps a size to its peak memory in bytes; None if memory ran out.
-        parts: candidate sizes, ascending.
-        limit: bytes.
+    Peaks, in bytes (None if memory ran out), are extrapolated linearly from two small sizes. The
+    chosen size is tried too; if it takes more than the limit, the next smaller one is tried. The
+    candidates, `parts`, ascend.
     """
     first = parts[0]
     least = peak(first)

@@ -157,14 +157,8 @@ class OnlineProbe(Periodic):
 def measure(train: Labelled, val: Labelled) -> dict[str, float | None]:
     """Measure features: `knn` and `ridge`, top-1 in percent, and `effective_rank`.
 
-    Products are exact float32 regardless of `efficiency.tf32`, as in `mae-et knn`.
-
-    Args:
-        train: features that vote or are fitted, and whose effective rank is measured.
-        val: features to classify; without any, accuracies are omitted.
-
-    Returns:
-        The values by name; None if a feature is not finite.
+    Products are exact float32 regardless of `efficiency.tf32`, as in `mae-et knn`. Accuracies are
+    omitted without features to classify. Values are None if a feature is not finite.
     """
     finite = bool(train[0].isfinite().all() and val[0].isfinite().all())
     measures: dict[str, Callable[[], float]] = {}
@@ -183,11 +177,6 @@ def affordable_images(plan: Plan, mask_ratio: float, fraction: float) -> int:
     Training on an image takes three passes of the encoder over its visible patches, plus the
     decoder; probing takes one pass over all patches. Loading a probe's image is assumed to take as
     long as loading a training image at the base size.
-
-    Args:
-        plan: the run's plan.
-        mask_ratio: fraction of the patches that are masked in training.
-        fraction: fraction of the run's time.
     """
     trained = plan.compute / plan.base_cost  # images at the base size, of the same compute
     return int(fraction * trained * min(1.0, FORWARD_AND_BACKWARD * (1 - mask_ratio)))

@@ -26,13 +26,7 @@ Data = TypeVar("Data")
 class Opening(Generic[Data]):
     """The start of a run: its training data, and the lines that the main rank prints.
 
-    Args:
-        command: the command's name.
-        config: the run's config.
-        read: opens and describes the training data.
-
-    Raises:
-        UserError: the run folder lies among the images.
+    `read` opens and describes the training data.
     """
 
     def __init__(self, command: str, config: Any, read: Callable[["Opening[Data]"], Data]):
@@ -54,11 +48,7 @@ class Opening(Generic[Data]):
 
     @cached_property
     def data(self) -> Data:
-        """The training data, opened by `read` when first used.
-
-        Raises:
-            UserError: the curriculum or the data cannot be used.
-        """
+        """The training data, opened by `read` when first used."""
         return self.read(self)
 
     def open_early(self) -> "Opening[Data]":
@@ -83,11 +73,7 @@ class Opening(Generic[Data]):
 def open_training_images(
     opening: Opening[ImageDataset], source: ImageDataset | None = None
 ) -> ImageDataset:
-    """Open the training images of a pre-training run, unless given, and describe them.
-
-    Raises:
-        UserError: the curriculum or the data cannot be used.
-    """
+    """Open the training images of a pre-training run, unless given, and describe them."""
     config: PretrainConfig = opening.config
     curriculum_of(config)  # refused before a large folder is listed
     source = source or open_dataset(config.data, "train", config.model.channels)

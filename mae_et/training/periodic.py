@@ -12,12 +12,7 @@ from mae_et.training.run import Run
 
 
 class Periodic(ABC):
-    """Work at regular intervals and after the last step; every rank takes part.
-
-    Args:
-        run: the run.
-        every: interval, in steps or as a share of the run.
-    """
+    """Work at regular intervals and after the last step; every rank takes part."""
 
     before_first_step = False
     """Whether the work is also due before the first step."""

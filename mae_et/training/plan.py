@@ -19,11 +19,7 @@ COST_TOLERANCE = 0.01
 
 
 def curriculum_of(config: PretrainConfig) -> Curriculum:
-    """Return a config's curriculum, checked against the mask ratio at its smallest bandwidth.
-
-    Raises:
-        UserError: see `Curriculum`; or the mask would leave no patch visible or none hidden.
-    """
+    """Return a config's curriculum, checked against the mask ratio at its smallest bandwidth."""
     model = config.model
     curriculum = Curriculum.from_config(config.curriculum, model.image_size, model.patch)
     smallest = min(stage.bandwidth for stage in curriculum.stages)
@@ -35,11 +31,7 @@ def curriculum_of(config: PretrainConfig) -> Curriculum:
 
 
 def plan_of_run(folder: Path) -> Plan:
-    """Return the plan of a run folder.
-
-    Raises:
-        UserError: the folder has no plan, or a damaged one.
-    """
+    """Return the plan of a run folder; refuse a folder without one, or with a damaged one."""
     path = folder / "plan.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder of mae-et pretrain: it has no plan.json")
@@ -47,11 +39,7 @@ def plan_of_run(folder: Path) -> Plan:
 
 
 def plan_new_run(config: PretrainConfig, dataset_size: int) -> Plan:
-    """Return the plan of a new run, from its config or extending that of another run.
-
-    Raises:
-        UserError: see `make_plan`; or there is no run to extend.
-    """
+    """Return the plan of a new run, from its config or extending that of another run."""
     if config.init.extends is None:
         return make_plan(config, dataset_size)
     before = plan_of_run(config.init.extends)
@@ -61,11 +49,7 @@ def plan_new_run(config: PretrainConfig, dataset_size: int) -> Plan:
 def make_plan(
     config: PretrainConfig, dataset_size: int, curriculum: Curriculum | None = None
 ) -> Plan:
-    """Resolve a config's curriculum for a dataset, ignoring `init.extends`.
-
-    Raises:
-        UserError: curriculum, batch size and dataset size do not fit each other.
-    """
+    """Resolve a config's curriculum for a dataset, ignoring `init.extends`."""
     curriculum = curriculum or curriculum_of(config)
     batch, data = config.optim.batch_size, config.data
     synthetic = data.source == "synthetic" and data.name is None
@@ -83,9 +67,6 @@ def resumed_plan(config: RunConfig, saved: dict[str, Any] | None, planned: Plan)
 
     An extended run (`init.extends`) keeps the earlier run's stages, so its steps are taken from the
     checkpoint.
-
-    Raises:
-        UserError: the checkpoint has another plan.
     """
     if saved is None:
         return planned

@@ -15,12 +15,7 @@ def code_of(config: "DataclassInstance") -> dict[str, str]:
 
 
 def report_other_code(saved: dict[str, Any] | None, now: dict[str, str]) -> None:
-    """Print a line if a checkpoint was saved with other code, which may move later numbers.
-
-    Args:
-        saved: the checkpoint; None for a new run.
-        now: the result of `code_of`.
-    """
+    """Print a line if a checkpoint was saved with other code, which may move later numbers."""
     if saved is None:
         return
     before = saved["origin"].get("code")

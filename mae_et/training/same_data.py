@@ -40,11 +40,6 @@ def provenance_of(
 ) -> dict[str, Any]:
     """Return what a run's numbers depend on besides its config.
 
-    Args:
-        source: training images.
-        world: ranks.
-        saved: checkpoint to resume from.
-
     Returns:
         `data`: hash of the data; `processes`: number of ranks; `decode`: `cpu` or the library that
         has decoded so far (None for a new run, `cpu` if the checkpoint does not record it);

@@ -37,12 +37,9 @@ def check_same_command(config: "DataclassInstance", world: DistributedContext) -
 def check_same_start(model: nn.Module | None, plan: Plan | None, world: DistributedContext) -> None:
     """Refuse ranks with another plan or other initial weights (`check_ranks_agree`).
 
-    Args:
-        model: the model, neither sharded nor wrapped: DistributedDataParallel would silently
-            replace its weights by those of rank 0. None if they come from a checkpoint, which is
-            the same on every rank (`share_checkpoint`).
-        plan: the plan; None without training.
-        world: ranks.
+    DistributedDataParallel would silently replace the weights by those of rank 0. The model is
+    neither sharded nor wrapped; None if its weights come from a checkpoint, which is the same on
+    every rank (`share_checkpoint`).
     """
     if world.size == 1:
         return

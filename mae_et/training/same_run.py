@@ -24,9 +24,6 @@ def check_same_run(config: RunConfig, saved: dict[str, Any] | None, finished: bo
 
     A resumed run may find its data at another path (`check_same_data` compares the data). A
     finished run's data is not opened, so its path must be the same.
-
-    Raises:
-        UserError: a key that affects the numbers differs; the message names the first.
     """
     folder = config.output.dir
     written = folder / "config.yaml"

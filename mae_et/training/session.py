@@ -45,10 +45,6 @@ def distributed_session(
 ) -> Iterator[tuple[DistributedContext, StopFlag]]:
     """Join the other ranks, which must run the same command; handle signals, hangs and errors.
 
-    Args:
-        config: the command's config, which must be the same on every rank.
-        process: device, loader processes and timeout.
-
     Raises:
         UserError: the device is not available, or a rank has other settings or code.
         RunFailed: a rank did not join, memory or the disk ran out, or another rank died.
@@ -88,12 +84,6 @@ def train_run(
 
     `finish` writes the run's final files, on every rank. `files` are texts for the run folder, by
     file name. `preview` draws training views, for a run folder without such an image.
-
-    Raises:
-        UserError: another process writes to the run folder, it is not writable, or the requested
-            decoder is not available.
-        RunFailed: see `train`.
-        Interrupted: a signal asked a rank to stop; the state is saved.
     """
     config, world = run.config, run.world
     num_workers = worker_count(config.efficiency.num_workers, world)
@@ -123,12 +113,7 @@ def train_run(
 
 @contextmanager
 def run_records(run: Run, files: Mapping[str, str]) -> Iterator[RunLogger | None]:
-    """Lock the run folder, write config and plan, and open its logger; None on other ranks.
-
-    Raises:
-        UserError: another process writes to the folder or has continued the run, or checkpoints
-            cannot be written there.
-    """
+    """Lock the run folder, write config and plan, and open its logger; None on other ranks."""
     if not run.world.is_main:
         yield None
         return
