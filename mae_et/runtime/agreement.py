@@ -33,16 +33,10 @@ def check_ranks_agree(
     world: DistributedContext,
     kind: type[UserError] | type[RunFailed] = UserError,
 ) -> None:
-    """Compare facts over all ranks; equal ones cost one exchange of 16 bytes.
+    """Compare facts, as their `repr`, over all ranks; equal ones cost one exchange of 16 bytes.
 
-    Args:
-        facts: values by name; compared, and shown, as their `repr`.
-        world: ranks.
-        kind: error to raise.
-
-    Raises:
-        UserError: a rank differs from rank 0; or `RunFailed`, see `kind`. Every rank raises the
-            same sentence, which names the rank, its node, and what differs.
+    If a rank differs from rank 0, every rank raises an error of a `kind`, with a sentence that
+    names the rank, its node, and what differs.
     """
     if world.size == 1:
         return
@@ -64,11 +58,9 @@ def check_ranks_agree(
 
 @contextmanager
 def fail_together(world: DistributedContext) -> Iterator[None]:
-    """Raise an error of one rank on all ranks, which would otherwise hang; no collectives inside.
+    """Raise a UserError or RunFailed of one rank on all ranks, which would otherwise hang.
 
-    Raises:
-        UserError: a rank raised one in the block; other ranks name that rank and its node.
-        RunFailed: likewise.
+    Other ranks name that rank and its node. The block may not have collectives.
     """
     failure: UserError | RunFailed | None = None
     try:

@@ -18,9 +18,7 @@ from mae_et.runtime.distributed import DistributedContext
 def broadcast_outline(content: Any, world: DistributedContext) -> Any:
     """Return the main rank's content; on other ranks its tensors are zeros that take no memory.
 
-    Args:
-        content: content of the main rank; ignored on others.
-        world: ranks; every rank must call this.
+    Every rank must call this.
     """
     if world.size == 1:
         return content
@@ -40,12 +38,9 @@ def broadcast_outline(content: Any, world: DistributedContext) -> Any:
 
 
 def broadcast_tensors(content: Any, world: DistributedContext, device: torch.device) -> Any:
-    """Return the main rank's content with its tensors.
+    """Return the main rank's content with its tensors, given its outline on other ranks.
 
-    Args:
-        content: content on the main rank, which keeps it; its outline on others.
-        world: ranks; every rank must call this.
-        device: device of the tensors on other ranks; scalars [] stay on the CPU.
+    Every rank must call this. Tensors arrive on `device`, except scalars [], which stay on the CPU.
     """
     if world.size == 1:
         return content

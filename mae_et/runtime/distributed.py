@@ -35,11 +35,7 @@ class DistributedContext:
 
 
 def choose_device(device: Literal["auto", "cpu", "cuda"] = "auto") -> torch.device:
-    """Return this process's device; set `CUDA_DEVICE_MAX_CONNECTIONS` to 32 unless it is set.
-
-    Raises:
-        UserError: CUDA is requested but not available, or a node has more ranks than GPUs.
-    """
+    """Return this process's device; set `CUDA_DEVICE_MAX_CONNECTIONS` to 32 unless it is set."""
     # CUDA's queues, 8 by default: streams in one wait for each other, and nvJPEG has dozens.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     if device == "cuda" and not torch.cuda.is_available():
@@ -68,11 +64,6 @@ def initialize(
         patience: seconds to wait for the other ranks to join, and the timeout of collectives plus
             a margin in which the watchdog reports first; None waits forever.
         traces: folder to which ranks on GPUs that hang dump their last collectives.
-
-    Raises:
-        UserError: CUDA is requested but not available, or the launcher's variables are incomplete.
-        RunFailed: a rank did not join in time, or the port is in use.
-        Stopped: a signal arrived while waiting.
     """
     chosen = choose_device(device)
     if chosen.type == "cuda":

@@ -20,9 +20,6 @@ def check_own_gpus(world: DistributedContext) -> None:
     Launchers number GPUs in different ways (CUDA_VISIBLE_DEVICES for each rank, or all GPUs for
     all ranks), and a wrong combination puts every rank on one GPU. NCCL would report a duplicate
     GPU only at the first exchange, and less clearly.
-
-    Raises:
-        UserError: two ranks share a GPU; raised on every rank.
     """
     if world.size == 1 or world.device.type != "cuda":
         return
@@ -48,10 +45,7 @@ def own_cores(world: DistributedContext) -> int:
     """Return this rank's share of the CPU cores: a core is divided among the ranks that may use it.
 
     Ranks bound to separate cores (srun --cpus-per-task) keep all of theirs; unbound ranks
-    (torchrun) divide the machine. Every rank must call this.
-
-    Returns:
-        A number of cores, at least 1.
+    (torchrun) divide the machine. At least 1. Every rank must call this.
     """
     node, mine = node_id(), usable_cores()
     ranks = all_gather_json([node, *mine], world)

@@ -46,11 +46,7 @@ def allow_tf32(allowed: bool, device: torch.device) -> None:
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the dtype of autocast for `efficiency.precision`, or None for float32.
-
-    Raises:
-        UserError: bf16 is requested on a GPU without it.
-    """
+    """Return the dtype of autocast for `efficiency.precision`, or None for float32."""
     if precision == "auto":
         if device.type != "cuda":
             return None

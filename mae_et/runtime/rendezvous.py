@@ -28,11 +28,7 @@ FOREVER = timedelta(days=24)
 
 
 def check_launch() -> None:
-    """Check the variables that a launcher of several ranks sets.
-
-    Raises:
-        UserError: one is missing, or is not a number.
-    """
+    """Check the variables that a launcher of several ranks sets."""
     for name in ("WORLD_SIZE", "RANK", "MASTER_PORT", "MASTER_ADDR"):
         value = os.environ.get(name, "")
         if not (value if name == "MASTER_ADDR" else value.isdecimal()):
@@ -90,11 +86,7 @@ def _end_beside(joining: threading.Thread) -> None:
 
 
 def meeting_place(timeout: timedelta) -> dict[str, Any]:
-    """Return the arguments of `init_process_group` that define the store.
-
-    Raises:
-        DistError, TimeoutError: a rank did not arrive in time.
-    """
+    """Return the arguments of `init_process_group` that define the store."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return {}  # PyTorch creates a store that ends with the ranks
     store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
@@ -107,9 +99,6 @@ def name_attempt(store: dist.Store, rank: int, size: int, timeout: timedelta) ->
 
     Each rank draws a name; rank 0's becomes the attempt's. Rank 0 lists the names that the other
     ranks sent, and a rank that finds its own in the list knows that this rank 0 is alive.
-
-    Raises:
-        DistError, TimeoutError: a rank did not arrive in time.
     """
     own, deadline = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
     if rank == 0:

@@ -66,12 +66,7 @@ _RESUMES = "what was saved is kept, and the same command resumes from there"
 
 @contextmanager
 def explain_system_errors() -> Iterator[None]:
-    """Turn exhausted memory, full disks, GPU errors and lost processes into one sentence.
-
-    Raises:
-        RunFailed: memory or the disk ran out, a GPU failed, or a loader worker died.
-        PeerLost: another rank is gone.
-    """
+    """Turn exhausted memory, full disks, GPU errors and lost processes into one sentence."""
     try:
         yield
     except (RunFailed, Interrupted):

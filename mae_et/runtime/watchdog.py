@@ -75,10 +75,7 @@ _watch: _Watch | None = None
 def hang_watchdog(seconds: float | None) -> Iterator[None]:
     """Exit with status 75 if no `heartbeat` arrives within `seconds` of the previous one.
 
-    Inside another watchdog, whose timeout applies, this does nothing.
-
-    Args:
-        seconds: timeout; None disables the watchdog.
+    Does nothing without a timeout, or inside another watchdog, whose timeout applies.
     """
     global _watch
     if seconds is None or _watch is not None:
