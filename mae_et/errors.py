@@ -70,13 +70,7 @@ def listed(names: Sequence[object], most: int = 5) -> str:
 
 
 def refuse_unknown_classes(present: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raise `UnknownClasses` if a split has a class that the training split lacks.
-
-    Args:
-        present: classes of the split.
-        known: classes of the training split.
-        where: the split and its verb, such as "the shards have".
-    """
+    """Raise `UnknownClasses` if a split ("the shards have") has a class that training lacks."""
     unknown = sorted(set(present) - set(known))
     if unknown:
         sentence = f"{where} classes that the training split lacks: {listed(unknown)}"

@@ -17,12 +17,8 @@ def training_flops(
 ) -> Callable[[int], float]:
     """Return a function from a bandwidth to the FLOPs of one image's training step.
 
-    A multiply-add counts as two FLOPs, and the backward pass as twice the forward pass.
-
-    Args:
-        forward: forward pass of a network on the meta device, from images [B C H W].
-        channels: C.
-        sides: maps a bandwidth to the height and width of the images; a square by default.
+    A multiply-add counts as two FLOPs, and the backward pass as twice the forward pass. `forward`
+    takes images [B C H W] on the meta device, and `sides` maps a bandwidth to H and W.
     """
 
     @cache

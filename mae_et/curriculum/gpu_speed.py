@@ -15,11 +15,7 @@ from mae_et.errors import UserError
 
 @dataclass(frozen=True)
 class GpuSpeed:
-    """Measured speeds of a GPU, and those that follow for a number of GPUs.
-
-    Raises:
-        UserError: a speed or a number of images is not positive.
-    """
+    """Measured speeds of a GPU, and those that follow for a number of GPUs."""
 
     passes: Mapping[int, Mapping[int, float]]
     """Images/s of training by bandwidth and images of a micro-batch: one size, or several."""
@@ -55,15 +51,11 @@ class GpuSpeed:
 
 
 def speed_of_step(measured: Mapping[int, float], images: int) -> float:
-    """Return the images/s of steps of `images`.
+    """Return the images/s of steps of `images`, from images/s by images of a micro-batch.
 
     The time of a micro-batch is modelled as a constant (launching kernels) plus a time per image,
     fitted to the least and the greatest measured size. With one size, and for steps of at least the
     greatest, it is proportional to the number of images.
-
-    Args:
-        measured: images/s by images of a micro-batch.
-        images: images of a step, at least 1.
     """
     small, large = min(measured), max(measured)
     if images >= large or small == large:
@@ -74,12 +66,7 @@ def speed_of_step(measured: Mapping[int, float], images: int) -> float:
 
 
 def exchange_seconds(found: Mapping[str, Any] | None, gpus: int) -> float:
-    """Return the time of an all-reduce at the measured bus speed; 0 if it was not measured.
-
-    Args:
-        found: `bytes` of the gradients and `bus_bytes_per_second`, or an `error`.
-        gpus: number of GPUs.
-    """
+    """Return the time of an all-reduce at the measured bus speed; 0 if it was not measured."""
     if found is None or "error" in found:
         return 0.0
     return float(2 * (gpus - 1) / gpus * found["bytes"] / found["bus_bytes_per_second"])

@@ -24,11 +24,8 @@ def mae_training_flops(config: ModelConfig) -> Callable[[int], float] | None:
 
     A multiply-add counts as two FLOPs, and the backward pass as twice the forward pass. The decoder
     is MAE's and predicts every patch, as published. Training skips the patches outside the loss,
-    which saves 3% of ViT-Ti's FLOPs, 1.8% of ViT-B's and 0.4% of ViT-H's.
-
-    Returns:
-        The function; None for other encoders and decoders, whose FLOPs must be counted in the
-        network.
+    which saves 3% of ViT-Ti's FLOPs, 1.8% of ViT-B's and 0.4% of ViT-H's. None for other encoders
+    and decoders, whose FLOPs must be counted in the network.
     """
     sizes = _encoder_sizes(config)
     if sizes is None or config.decoder_attention != "self" or config.decoder_share < 1:

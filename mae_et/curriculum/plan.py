@@ -129,12 +129,7 @@ class Plan:
 
 
 def check_replay(plan: Plan, replay: Mapping[int, int], ranks: int) -> None:
-    """Check `data.replay`, the number of uses of each image by bandwidth.
-
-    Raises:
-        UserError: a bandwidth is not in the plan, or the batch is not divisible by the ranks and
-            the uses of an image.
-    """
+    """Refuse `data.replay`, the uses of each image by bandwidth, that does not fit the plan."""
     if not set(replay) <= set(plan.bandwidths):
         raise UserError(
             f"data.replay names the bandwidths {sorted(replay)}, the curriculum has "
@@ -150,11 +145,7 @@ def check_replay(plan: Plan, replay: Mapping[int, int], ranks: int) -> None:
 
 
 def read_plan(path: Path) -> Plan:
-    """Return the plan in a JSON file.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
+    """Return the plan in a JSON file; refuse a missing or damaged one."""
     content = read_mapping(path)
     try:
         return Plan.from_dict(content)

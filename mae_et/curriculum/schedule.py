@@ -192,11 +192,7 @@ class Curriculum:
 
 
 def check_batch(batch_size: int, dataset_size: int) -> None:
-    """Refuse a batch that a dataset cannot fill.
-
-    Raises:
-        UserError: the dataset is empty, or the batch is larger.
-    """
+    """Refuse a batch that a dataset cannot fill."""
     require(dataset_size > 0, "the dataset is empty")
     require(batch_size > 0, f"optim.batch_size must be positive, got {batch_size}")
     require(

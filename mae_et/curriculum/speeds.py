@@ -48,14 +48,7 @@ def read_speeds(text: str, option: str, parse: Callable[[Any], Parsed]) -> dict[
     """Read images/s by bandwidth from '{96: 5200, 224: 1200}' or a finished run's folder.
 
     A run's speed at a bandwidth is averaged over the time of its stages, for all its GPUs together.
-
-    Args:
-        text: the mapping, or the folder.
-        option: name of the option, for errors.
-        parse: reads the speed of a bandwidth.
-
-    Raises:
-        UserError: the text is neither of the two.
+    `parse` reads the speed of a bandwidth.
     """
     import yaml
 
@@ -85,9 +78,6 @@ def throughput_from_options(plan: Plan, options: PlanConfig) -> dict[str, Any] |
     """Return `throughput_model` for the options of `mae-et plan`; None without `throughput`.
 
     A file of `mae-et bench node` also provides the loader's speeds.
-
-    Raises:
-        UserError: an option is malformed, or requires `throughput`.
     """
     if options.throughput is None:
         for name in ("loader", "gpus", "cores_per_gpu"):

@@ -11,14 +11,10 @@ LONG_BUDGET = 100  # equivalent epochs from which comparing with MAE's 1600 epoc
 
 
 def summarise(plan: Plan, unit: str, against_epochs: float | None = None) -> dict[str, Any]:
-    """Return a plan's figures as JSON-serialisable types.
+    """Return a plan's figures as JSON-serialisable types; its costs are in FLOPs or pixels.
 
-    Args:
-        plan: the plan.
-        unit: unit of its costs, FLOPs or pixels.
-        against_epochs: epochs at the base size that `speedup` compares with; by default MAE's 1600
-            for budgets of at least 100 equivalent epochs, and the plan's own epochs for shorter
-            ones.
+    `speedup` compares with `against_epochs` at the base size: by default MAE's 1600 for budgets of
+    at least 100 equivalent epochs, and the plan's own epochs for shorter ones.
     """
     epochs = plan.images / plan.dataset_size
     if against_epochs is None:

@@ -40,10 +40,6 @@ def throughput_model(
     Returns:
         JSON-serialisable types: `given`, `loading` by bandwidth, `totals` by number of GPUs. All
         but the totals holds for the least number of GPUs.
-
-    Raises:
-        UserError: a bandwidth is missing, a speed or number is not positive, or `cores_per_gpu` is
-            given without `loader`.
     """
     _check_counts(gpus, cores_per_gpu, loader is not None)
     if loader is not None:

@@ -31,11 +31,7 @@ _MACHINE = hashlib.blake2b(MACHINE.encode(), digest_size=4).hexdigest()
 def refuse_unwritable(name: str) -> Iterator[None]:
     """Raise a UserError if writing in the block fails for any reason but a full disk or quota.
 
-    Args:
-        name: the path after the key that gives it, such as `output PATH`.
-
-    Raises:
-        UserError: `NAME cannot be written to: REASON`.
+    `name` is the path after the key that gives it, such as `output PATH`.
     """
     try:
         yield

@@ -26,10 +26,6 @@ def sole_writer(folder: Path, key: str = "output.dir") -> Iterator[Callable[[], 
     system without locks, a warning asks the user to start no second writer. The lock file names
     the machine and the process, for `writer_has_ended`.
 
-    Args:
-        folder: the folder.
-        key: key of the config that names it, for errors.
-
     Yields:
         A function that raises RunFailed if the folder, and its lock with it, has been deleted,
         moved or replaced: another run may then lock the path.
@@ -73,11 +69,8 @@ def _write(descriptor: int, content: bytes) -> None:
 def writer_has_ended(folder: Path, since: float = 0.0) -> bool | None:
     """Return whether the last `sole_writer` of a folder has ended; None if it is unknown.
 
-    It is known if the writer recorded its end, or ran on this machine.
-
-    Args:
-        folder: the folder.
-        since: Unix time; an older lock file is not of a writer started after it.
+    It is known if the writer recorded its end, or ran on this machine. A lock file older than
+    `since` (Unix time) is not of a writer started after it.
     """
     path = folder / ".lock"
     try:
@@ -93,11 +86,7 @@ def writer_has_ended(folder: Path, since: float = 0.0) -> bool | None:
 
 
 def check_in_place(path: Path, descriptor: int) -> None:
-    """Raise RunFailed if an open file has been deleted, moved, replaced or truncated.
-
-    Raises:
-        RunFailed: the file at `path` is not the open one, or is shorter than what was written.
-    """
+    """Raise RunFailed if an open file has been deleted, moved, replaced or truncated."""
     status = os.fstat(descriptor)
     try:
         same = os.path.samestat(path.lstat(), status)
@@ -114,9 +103,6 @@ def check_writable(folder: Path) -> None:
     """Create a folder if necessary, and check that files can be created in it.
 
     It may be a link to another disk; unchecked, the first checkpoint could fail after hours.
-
-    Raises:
-        UserError: the folder is read-only, belongs to another user, or is not a folder.
     """
     with refuse_unwritable(f"the folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True)

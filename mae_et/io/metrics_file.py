@@ -50,13 +50,8 @@ def read_metrics(
 ) -> list[Row]:
     """Return the rows of a record in a run folder; an empty list if the file does not exist.
 
-    A half-written last line is skipped silently; damaged lines before it are skipped with a
-    warning that lists their numbers.
-
-    Args:
-        folder: run folder.
-        name: file name of the record.
-        is_whole: whether a row has the entries that the caller needs; other rows count as damaged.
+    A half-written last line is skipped silently; damaged lines before it, also those without the
+    entries that the caller needs (`is_whole`), are skipped with a warning that lists their numbers.
     """
     path = folder / name
     if not path.is_file():

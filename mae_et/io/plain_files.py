@@ -29,11 +29,7 @@ def no_follow(path: str | Path, flags: int) -> int:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a record in a single write, and flush it to disk.
-
-    Raises:
-        UserError: the record is a link.
-    """
+    """Append a line to a record in a single write, and flush it to disk."""
     with open(path, "ab", buffering=0, opener=no_follow) as file:
         file.write(line.encode())
         os.fsync(file.fileno())
@@ -56,15 +52,9 @@ def read_bytes(path: Path, most: float = math.inf) -> bytes:
 
 
 def check_replaceable(path: Path, start: str, name: str) -> None:
-    """Refuse to replace a file that the command did not write.
+    """Refuse to replace a file that the command did not write; it may not exist, or be empty.
 
-    Args:
-        path: file to write; it may not exist, or be empty.
-        start: pattern of the first 8 KiB of what the command writes.
-        name: key of the config that names the file, for errors.
-
-    Raises:
-        UserError: the file starts otherwise.
+    `start` is a pattern of the first 8 KiB of what the command writes, `name` the config's key.
     """
     if not path.is_file():
         return
@@ -85,11 +75,7 @@ def _no_wait(path: str, flags: int) -> int:
 
 
 def read_text(path: Path) -> str:
-    """Return a file's text.
-
-    Raises:
-        UserError: the file cannot be read or is not UTF-8.
-    """
+    """Return a file's text; refuse one that cannot be read or is not UTF-8."""
     try:
         return read_bytes(path).decode("utf-8")
     except (OSError, ValueError) as error:
@@ -97,11 +83,7 @@ def read_text(path: Path) -> str:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises:
-        UserError: the file cannot be read, or contains another type.
-    """
+    """Return the object in a JSON file; refuse one that cannot be read or holds another type."""
     text = read_text(path)
     try:
         content = json.loads(text)
@@ -115,13 +97,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 def keep_settings(path: Path, settings: dict[str, Any], sentence: str) -> None:
     """Record a folder's settings in a JSON file; refuse settings that differ from recorded ones.
 
-    Args:
-        path: the file.
-        settings: values by name.
-        sentence: error message, with `{key}`, `{before}` and `{now}` for the first difference.
-
-    Raises:
-        UserError: a setting differs, or the file is damaged.
+    `sentence` is the error message, with `{key}`, `{before}` and `{now}` for the first difference.
     """
     if path.exists():
         check_settings(read_mapping(path), settings, sentence)
@@ -129,16 +105,7 @@ def keep_settings(path: Path, settings: dict[str, Any], sentence: str) -> None:
 
 
 def check_settings(before: dict[str, Any], now: dict[str, Any], sentence: str) -> None:
-    """Compare settings, as JSON types, with recorded ones.
-
-    Args:
-        before: recorded settings; further entries are ignored.
-        now: requested settings.
-        sentence: see `keep_settings`.
-
-    Raises:
-        UserError: a setting differs.
-    """
+    """Refuse settings, as JSON types, that differ from recorded ones (see `keep_settings`)."""
     for key, value in json.loads(json.dumps(now)).items():
         if before.get(key) != value:
             unknown = "not recorded (by another version of mae-et)"

@@ -27,10 +27,6 @@ def write_record(folder: Path, record: Record) -> int:
 
     A record of the same data, settings and weights is replaced, except for scores that the new one
     lacks.
-
-    Args:
-        folder: folder of the scores, which is created.
-        record: scores, `data`, and `settings` and `provenance`, if known.
     """
     with suppress(UserError):  # a damaged file is replaced
         earlier = read_mapping(folder / RESULTS)
@@ -45,11 +41,7 @@ def write_record(folder: Path, record: Record) -> int:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """Return the records in a folder of scores, the latest first.
-
-    Raises:
-        UserError: a file is damaged.
-    """
+    """Return the records in a folder of scores, the latest first; refuse damaged ones."""
     found = [with_current_names(read_mapping(path)) for path in _own_files(folder)]
     if (folder / RESULTS).exists():
         latest = with_current_names(read_mapping(folder / RESULTS))

@@ -40,11 +40,7 @@ def unseal(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """Return the sealed object in a JSON file, without its checksum.
-
-    Raises:
-        UserError: the file cannot be read, or its checksum is missing or does not match.
-    """
+    """Return the sealed object in a JSON file, without its checksum; refuse a damaged file."""
     content = read_mapping(path)
     try:
         return unseal(content)
@@ -58,26 +54,13 @@ def sealed_bytes(content: bytes) -> bytes:
 
 
 def check_sealed(path: Path) -> None:
-    """Compare a file with the checksum at its end.
-
-    Raises:
-        ValueError: the checksum is missing or does not match.
-        OSError: the file cannot be read.
-    """
+    """Raise a ValueError unless a file matches the checksum at its end."""
     if not check_digest(path, _TAG):
         raise ValueError(_UNSEALED)
 
 
 def check_digest(path: Path, tag: bytes) -> bool:
-    """Compare a file with the SHA-256 at its end, written in hexadecimal after a tag.
-
-    Returns:
-        Whether it ends with such a checksum.
-
-    Raises:
-        ValueError: the checksum does not match.
-        OSError: the file cannot be read.
-    """
+    """Return whether a file ends with a tag and a SHA-256; raise a ValueError if it is not its."""
     left = path.stat().st_size - len(tag) - 64
     with path.open("rb") as file:
         file.seek(max(0, left))

@@ -28,13 +28,8 @@ from mae_et.models.pos_embed import Grid, sincos_positions
 class Decoder(nn.Module, ABC):
     """Base of all decoders: embedding, mask token, positions, blocks, norm and head.
 
-    Args:
-        encoder_embed_dim: width of the encoder.
-        width: W, a multiple of 4 and of the heads.
-        depth: number of blocks.
-        heads: number of attention heads.
-        outputs: D.
-        position_grid: grid on which positions are sampled; None: the input's own.
+    W is a multiple of 4 and of the heads. Positions are sampled on `position_grid`, by default on
+    the input's own.
     """
 
     attention: Attention
@@ -63,10 +58,10 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, tokens: Tensor, queries: Tensor, count: int | None) -> Tensor:
-        """Decode patches, given class and visible tokens [B 1+V W].
+        """Decode patches.
 
         Args:
-            tokens: class and visible tokens.
+            tokens: class and visible tokens, [B 1+V W].
             queries: mask tokens of the visible patches, then of the masked ones, [B V+M W].
             count: M, to decode only the masked ones.
 

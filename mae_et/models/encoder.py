@@ -25,11 +25,7 @@ def build_plain_vit(
 ) -> VisionTransformer:
     """Create a timm VisionTransformer with one class token and no parts that masking would skip.
 
-    Args:
-        name: name in timm.
-        image_size: side of the images in pixels, or (height, width).
-        channels: channels of the images.
-        overrides: settings of the architecture; None keeps the default.
+    `overrides` are settings of the architecture, of which None keeps the default.
 
     Raises:
         UserError: timm does not know the model, it is not a plain ViT, or its width is not a
@@ -87,11 +83,7 @@ def check_settings_of(name: str, settings: dict[str, Any]) -> None:
 
 
 def heads_of_vit(name: str, width: int, settings: dict[str, Any]) -> int | None:
-    """Return the number of heads of timm's plain ViT of this name and width; None if there is none.
-
-    Raises:
-        UserError: the model does not accept the settings.
-    """
+    """Return the number of heads of timm's plain ViT of a name and width; None if there is none."""
     if not timm.is_model(name):
         return None
     with torch.device("meta"):

@@ -40,10 +40,6 @@ def pool_tokens(model: nn.Module, tokens: Tensor, pool: Pool) -> Tensor:
     """[B P+N D] tokens of a timm vision transformer -> [B D].
 
     A norm after pooling (`fc_norm`) is applied if the model was trained with this pooling.
-
-    Raises:
-        UserError: pool is unknown, pool is cls and the model has no class token, or the features
-            are feature maps.
     """
     network: Any = model
     require_choice(pool, Pool, "pool")

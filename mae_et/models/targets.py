@@ -38,11 +38,7 @@ def patch_targets(kind: Target, images: Tensor, patch: int, cell: int = 8, bins:
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
-    """[B C H W] -> [B N D]; the pixels of a patch are ordered row, column, channel.
-
-    Raises:
-        ValueError: the images are not tiled by patches.
-    """
+    """[B C H W] -> [B N D]; the pixels of a patch are ordered row, column, channel."""
     check_tiled(images, patch)
     return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=patch, q=patch)
 

@@ -10,11 +10,7 @@ Labelled = tuple[Tensor, Tensor]
 
 
 def check_splits(train: Labelled, val: Labelled) -> None:
-    """Check training and validation features, and that they have one width and type.
-
-    Raises:
-        ValueError: they differ, or do not fit their labels (see `check_features`).
-    """
+    """Check training and validation features, and that they have one width and type."""
     check_features(*train, "train")
     check_features(*val, "val")
     ours, theirs = ((each.shape[1], each.dtype) for each, _ in (train, val))
