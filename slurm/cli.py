@@ -11,7 +11,13 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mae_et.config.files import HelpFormatter, find_config, load_config, shipped_configs
+from mae_et.config.files import (
+    HelpFormatter,
+    find_config,
+    load_config,
+    shipped_configs,
+    suggest_config,
+)
 from mae_et.config.refusals import one_sentence
 from mae_et.config.suggestions import suggest_key
 from mae_et.config.words import expand_path
@@ -57,9 +63,10 @@ def submit_command(command_line: CommandLine, arguments: list[str]) -> None:
         unknown = re.fullmatch(r"there is no flag (--\S+)", str(error))
         if unknown is None:
             raise
-        meant = suggest_key(unknown[1], _cluster_keys())
+        own = [f"--{name}" for name in ("cluster", "then", "sweep", "dry-run", *_cluster_keys())]
         raise UserError(
-            f"{error}{meant}; --extra '{{NAME: VALUE}}' takes any option of sbatch"
+            f"{error}{suggest_key(unknown[1], own)}; --extra '{{NAME: VALUE}}' takes any option of "
+            "sbatch"
         ) from None
     if given.dry_run:
         return
@@ -126,7 +133,9 @@ def _cluster_file(name: str) -> Path:
         with contextlib.suppress(UserError):
             return find_config(full)
     known = sorted(path.stem for path in (shipped_configs() / "cluster").glob("*.yaml"))
-    raise UserError(f"there is no cluster {name!r}; shipped clusters: {', '.join(known)}")
+    meant = suggest_config(name, [*map(str, Path().glob("*.y*ml")), *known])
+    shipped = f"; shipped clusters: {', '.join(known)}"
+    raise UserError(f"there is no cluster {name!r}{meant or shipped}")
 
 
 def _keys() -> str:

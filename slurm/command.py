@@ -117,10 +117,11 @@ def follow_up(first: Task, words: str) -> Task:
         UserError: the kind is unknown or cannot follow the first one, or it needs a recipe.
     """
     kind, _, recipe = words.partition("=")
-    if first.kind not in TRAININGS or kind not in (*PROBES, "evaluate", "finetune"):
-        raise UserError(f"--then: {kind!r} cannot follow {first.kind}")
-    if (kind == "evaluate") == (first.kind == "pretrain"):
-        raise UserError(f"--then: {kind!r} cannot follow {first.kind}")
+    after_training = (*PROBES, "finetune", *(() if first.kind == "pretrain" else ("evaluate",)))
+    if first.kind not in TRAININGS or kind not in after_training:
+        refused = f"--then: {kind!r} cannot follow {first.kind}"
+        choices = f"; choose from {', '.join(after_training)}"
+        raise UserError(refused + (choices if first.kind in TRAININGS else ""))
     folder = first.folder / kind
     start = [f"--checkpoint={first.folder}"]
     if kind != "finetune":

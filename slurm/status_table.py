@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from mae_et.errors import Stopped
 from mae_et.monitoring.figures import figure_name, format_figure, format_seconds
 from mae_et.runtime.console import printable
 from slurm.run_status import ENDED, RunStatus, status
@@ -52,11 +53,19 @@ def _first(scores: dict[str, float]) -> str:
 
 
 def watch(folders: Sequence[Path], seconds: float) -> None:
-    """Print the table every `seconds`, until every run has ended or the user interrupts."""
-    while True:
-        found = status(folders)
-        clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
-        print(f"{clear}{time.strftime('%H:%M:%S')}\n{table(found)}", flush=True)
-        if all(each.state in ENDED for each in found):
-            return
-        time.sleep(seconds)
+    """Print the table every `seconds`, until every run has ended.
+
+    Raises:
+        Stopped: the user interrupts; the sentence says that the runs continue.
+    """
+    try:
+        while True:
+            found = status(folders)
+            clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
+            print(f"{clear}{time.strftime('%H:%M:%S')}\n{table(found)}", flush=True)
+            if all(each.state in ENDED for each in found):
+                return
+            time.sleep(seconds)
+    except Stopped as stopped:
+        stopped.args = ("stopped watching; the runs continue",)
+        raise

@@ -65,7 +65,7 @@ def find_config(name: str) -> Path:
     """Find a config by path, or by name among the shipped ones (`pretrain/vit_b16_etpp`).
 
     Raises:
-        UserError: there is no such config; the sentence lists the shipped ones.
+        UserError: there is no such config; the sentence suggests one, or says which are shipped.
     """
     shipped = shipped_configs()
     path = expand_path(Path(name), "config")
@@ -80,16 +80,17 @@ def find_config(name: str) -> Path:
     of_any_budget = [full for full in known if re.fullmatch(re.escape(name) + r"_\d+ep", full)]
     if len(of_any_budget) == 1:
         return shipped / f"{of_any_budget[0]}.yaml"
-    meant = _suggest_config(name, known)
-    raise UserError(
-        f"there is no config {name!r}{meant or '; shipped configs: ' + ', '.join(known)}"
-    )
+    here = sorted(str(file) for place in {Path(), path.parent} for file in place.glob("*.y*ml"))
+    meant = suggest_config(name, here + known)
+    kinds = sorted({re.sub("/.*", "/NAME", full) for full in known})
+    shipped_ones = f"; shipped configs, in {shipped}: {', '.join(kinds)}"
+    raise UserError(f"there is no config {name!r}{meant or shipped_ones}")
 
 
-def _suggest_config(name: str, known: list[str]) -> str:
-    """Suggest shipped configs: same name in another folder, another budget, or similar spelling."""
+def suggest_config(name: str, known: list[str]) -> str:
+    """Suggest configs: same name in another folder, another budget, or similar spelling."""
     stem = Path(name).stem
-    stems = {full: Path(full).name for full in known}
+    stems = {full: Path(full).stem for full in known}
     close = difflib.get_close_matches(stem, stems.values(), n=1, cutoff=0.8)
     found = (
         [full for full in known if stems[full] == stem],

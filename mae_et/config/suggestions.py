@@ -68,7 +68,7 @@ def suggest_key(key: str, known: Sequence[str]) -> str:
         return did_you_mean(flags)
     meant = [name for name in known if re.split(r"[.]|--", name)[-1] == last]
     # lr is part of base_lr and min_lr; in the order of the config
-    meant = meant or [name for name in known if last in name.rpartition(".")[2].split("_")]
+    meant = meant or [name for name in known if last in re.split(r"[.]|--", name)[-1].split("_")]
     meant = meant or difflib.get_close_matches(key, known, n=2, cutoff=0.75)
     return did_you_mean(meant[:2])
 

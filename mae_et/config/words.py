@@ -75,7 +75,8 @@ def expand_path(path: Path, key: str) -> Path:
     """Expand `~`, `~user`, `$NAME` and `${NAME}` in a path.
 
     Raises:
-        UserError: a variable is not set, there is no such user, or no file can have this path.
+        UserError: a variable is not set, there is no such user, no file can have this path, or it
+            does not exist and begins or ends with white space.
     """
     try:
         expanded = os.path.expandvars(path.expanduser())
@@ -88,6 +89,8 @@ def expand_path(path: Path, key: str) -> Path:
     except OSError as error:
         if error.errno in IMPOSSIBLE:
             raise UserError(f"{key} {path}: {error.strerror}") from None
+    if expanded != expanded.strip() and not os.path.lexists(expanded):
+        raise UserError(f"{key} {expanded!r} begins or ends with white space")
     unset = re.search(r"\$(?:\{(\w+)\}|(\w+))", expanded)
     if unset and not path.exists():
         name = unset[1] or unset[2]

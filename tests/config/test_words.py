@@ -63,6 +63,7 @@ def test_a_config_file_is_found_in_the_home_folder(home: Path) -> None:
         ("$NOT_SET/x", "output.dir $NOT_SET/x: the environment variable NOT_SET is not set"),
         ("${NOT_SET}/x", "the environment variable NOT_SET is not set"),
         ("~nobody-of-this-name/x", "there is no such user"),
+        ("runs/x ", "output.dir 'runs/x ' begins or ends with white space"),
     ],
 )
 def test_a_path_that_cannot_expand_is_refused(home: Path, written: str, sentence: str) -> None:
@@ -220,6 +221,15 @@ def test_a_config_named_without_its_folder_is_suggested(name: str, meant: str) -
     with pytest.raises(UserError, match="there is no config") as refused:
         find_config(name)
     assert f"did you mean {meant}" in str(refused.value)
+
+
+def test_a_config_of_one_s_own_is_suggested_and_the_shipped_ones_by_folder(home: Path) -> None:
+    Path("mine.yaml").touch()
+    for name in ("mine", "mine.yml", "pretrain/mine.yaml", "$PWD/mine"):
+        with pytest.raises(UserError, match=r"did you mean .*mine\.yaml\?"):
+            find_config(name)
+    with pytest.raises(UserError, match=r"in /.*: cluster/NAME, demo, finetune/NAME"):
+        find_config("nothing-like-it")
 
 
 def test_paths_in_a_stranger_s_checkpoint_do_not_expand(home: Path) -> None:

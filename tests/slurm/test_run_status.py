@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -200,6 +201,13 @@ def test_watching_ends_with_the_job_whatever_ended_it(tmp_path: Path, monkeypatc
     monkeypatch.setattr(squeue, "run_program", lambda program, *_: queue[program])
     record_event(tmp_path, "submitted", job="7", restart=0)
     watch([tmp_path], 1e6)
+
+
+def test_interrupting_the_watch_says_that_the_runs_continue(tmp_path, monkeypatch, capsys) -> None:
+    record_event(tmp_path, "submitted", job="7", restart=0)
+    monkeypatch.setattr(time, "sleep", lambda _: signal.raise_signal(signal.SIGINT))
+    assert main(["status", str(tmp_path), "--watch"]) == 130
+    assert capsys.readouterr().err == "mae-et: stopped watching; the runs continue\n"
 
 
 def test_impossible_intervals_are_refused(tmp_path: Path, capsys) -> None:

@@ -103,7 +103,11 @@ def test_two_jobs_with_one_folder_are_refused(place, capsys) -> None:
 
 @pytest.mark.parametrize(
     ("flag", "hint"),
-    [("--gpus", "did you mean gpus_per_node?"), ("--exclusive", "takes any option of sbatch")],
+    [
+        ("--gpus", "did you mean --gpus_per_node?"),
+        ("--clutser", "did you mean --cluster?"),
+        ("--exclusive", "takes any option of sbatch"),
+    ],
 )
 def test_unknown_flag_suggests_keys_of_the_cluster(place, capsys, flag: str, hint: str) -> None:
     assert main(["submit", "pretrain", *RUN, "--dry-run", flag, "1"]) == 2
@@ -257,7 +261,7 @@ def test_follow_up_starts_from_the_run_and_its_data(place: Path) -> None:
     followed = follow_up(large, "finetune").config
     assert followed.optim.layer_decay == 0.75
     assert followed.data.root == Path("/x")
-    with pytest.raises(UserError, match="'evaluate' cannot follow pretrain"):
+    with pytest.raises(UserError, match=r"'evaluate' cannot follow pretrain; choose .*knn"):
         follow_up(first, "evaluate")
 
 
