@@ -88,22 +88,13 @@ def take_step(
     if state.step == stage.start:
         torch.cuda.empty_cache()  # blocks of one bandwidth's sizes fit the next one's badly
     set_schedule(state.optimizer, plan.progress(state.step), run.config.optim)
-    micro_batches = of_stage(islice(batches, run.accumulation(stage)), stage)
-    window.add(*step(run, stage, window.timed(micro_batches)))
+    micro_batches = window.timed(islice(batches, run.accumulation(stage)))
+    window.add(*step(run, stage, micro_batches))
     if state.ema is not None:
         state.ema.update(state.model, state.step)
     report_compilation(stage.bandwidth)
     state.step += 1
     return stage
-
-
-def of_stage(batches: Iterator[AnyBatch], stage: PlannedStage) -> Iterator[AnyBatch]:
-    """Yield micro-batches of a stage; raise a RuntimeError at one of another stage."""
-    for batch in batches:
-        made_for = int(batch.stage[0])
-        if made_for != stage.index:
-            raise RuntimeError(f"a batch of stage {made_for} was loaded for stage {stage.index}")
-        yield batch
 
 
 def save(checkpoints: CheckpointWriter, window: MetricsWindow, waits: bool) -> None:
