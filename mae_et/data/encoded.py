@@ -163,11 +163,11 @@ def read_encoded(dataset: TrainDataset, index: SampleIndex) -> EncodedView | Non
         return dataset.draw_view(index, height, width)[0]
 
     box_in: BoxSampler | None = None
-    if dataset.crops is None:
-        content, _ = source.inner[index.sample]
-    else:
+    if dataset.decodes_crops:
         side = dataset.sides[index.stage]
         content, _, box_in = source.read_for_crop(index.sample, sample_box, side)
+    else:
+        content, _ = source.inner[index.sample]
     header = read_header(content) if isinstance(content, bytes) else None
     if header is None or header.height * header.width > MAX_DEVICE_PIXELS:
         return None

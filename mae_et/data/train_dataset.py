@@ -7,11 +7,14 @@ ranks and micro-batches.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms import Compose
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from mae_et.config.data import DataConfig
 from mae_et.config.schema import Method, PretrainConfig
@@ -19,17 +22,19 @@ from mae_et.curriculum.plan import Plan
 from mae_et.data.batch import NOT_REPLACED, AnyBatch, Batch
 from mae_et.data.boxes import Box
 from mae_et.data.datasets import ImageDataset
-from mae_et.data.decoded_crops import DecodedCrops
+from mae_et.data.decoding import DecodedDataset
 from mae_et.data.device_copy import beside
-from mae_et.data.jpeg_crop import draw_crop
+from mae_et.data.jpeg_crop import crop_and_resize, draw_crop
 from mae_et.data.sampler import SampleIndex, sample_seed
 from mae_et.data.transforms import (
     as_tensor,
+    augmentation,
     draw_resized_crop,
     flip_again,
     seeded,
     training_transform,
 )
+from mae_et.errors import UserError
 
 
 class AugmentedDataset(Dataset[AnyBatch], ABC):
@@ -49,7 +54,13 @@ class AugmentedDataset(Dataset[AnyBatch], ABC):
         transforms: Sequence[Callable],
     ):
         self.source, self.config, self.seed, self.transforms = source, config, seed, transforms
-        self.crops = DecodedCrops(source, config, plan) if method == "decode" else None
+        self.decodes_crops = method == "decode"
+        if self.decodes_crops:
+            if not isinstance(source, DecodedDataset):
+                raise UserError("crop.method decode needs a dataset of image files")
+            self.crop_sizes = [stage.bandwidth for stage in plan.stages]
+            stages = (augmentation(config, stage.magnitude) for stage in plan.stages)
+            self.augmentations = list(map(Compose, stages))
 
     def __len__(self) -> int:
         return len(self.source)
@@ -60,15 +71,30 @@ class AugmentedDataset(Dataset[AnyBatch], ABC):
     def augment(self, index: SampleIndex, sample: int) -> AnyBatch:
         """Augment image `sample` with the random numbers of `index`, maybe another image's."""
         seed = sample_seed(self.seed, index.epoch, index.sample)
-        if self.crops is not None:
+        if self.decodes_crops:
             generator = torch.Generator().manual_seed(seed)
-            view, label = self.crops.load(sample, index.stage, generator)
+            view, label = self._decode_crop(sample, index.stage, generator)
             with seeded(seed, numpy=False):  # RandAugment is done
                 return self.finish(view, label, index.stage, generator)
         image, label = self.source[sample]
         with seeded(seed, numpy=self.config.augment is not None):
             view = as_tensor(self.transforms[index.stage](image))
             return self.finish(view, label, index.stage)
+
+    def _decode_crop(self, sample: int, stage: int, generator: Generator) -> tuple[Tensor, int]:
+        """Return a crop [C B B], uint8 (float32 for arrays that are not uint8), and its label."""
+        source: Any = self.source
+        size = self.crop_sizes[stage]
+        sample_box, flip = draw_crop(self.config, generator)
+        with source.naming_errors(sample):
+            content, label, sample_box = source.read_for_crop(sample, sample_box, size)
+            crop = crop_and_resize(content, source.channels, sample_box, size, source.max_value)
+        crop = crop.flip(-1) if flip else crop
+        if self.config.augment:
+            with seeded(int(torch.randint(2**62, (), generator=generator))):
+                image = to_pil_image(crop) if crop.dtype == torch.uint8 else crop  # refused
+                crop = pil_to_tensor(self.augmentations[stage](image))
+        return crop, label
 
     @abstractmethod
     def finish(
@@ -177,7 +203,7 @@ class TrainDataset(AugmentedDataset[Batch]):
         """
         seed = sample_seed(self.seed, index.epoch, index.sample)
         patches = self.transform.patches[index.stage]
-        if self.crops is not None:
+        if self.decodes_crops:
             generator = Generator().manual_seed(seed)
             sample_box, flip = draw_crop(self.config, generator)
             return sample_box(height, width), flip, torch.rand(patches, generator=generator)

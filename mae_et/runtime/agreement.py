@@ -79,10 +79,13 @@ def fail_together(world: DistributedContext) -> Iterator[None]:
 
 
 @cache  # reading the sources takes 28 ms
-def code_version(*packages: str) -> dict[str, str]:
-    """Return digests of packages' source files, and versions of mae-et and of its libraries."""
+def code_version(module: str) -> dict[str, str]:
+    """Return what may change a command's numbers: versions, and digests of the sources it runs.
+
+    These are mae_et's, and those of the package of the module that defines the command's config.
+    """
     found = {"mae-et": __version__} | {name: version(name) for name in LIBRARIES}
-    for package in packages:
+    for package in sorted({"mae_et", module.partition(".")[0]}):
         spec = importlib.util.find_spec(package)
         assert spec is not None
         assert spec.submodule_search_locations is not None

@@ -1,4 +1,4 @@
-"""Refuse to resume a run on other data, or replay on another number of ranks."""
+"""Refuse to resume a run on other data, or replay on another number of ranks; report other code."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from mae_et.config.schema import RunConfig
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.fingerprint import fingerprint
 from mae_et.errors import UserError
-from mae_et.runtime.agreement import check_ranks_agree
+from mae_et.runtime.agreement import check_ranks_agree, code_version
+from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.watchdog import heartbeat
-from mae_et.training.same_code import code_of, report_other_code
 
 
 def check_data(
@@ -18,51 +18,40 @@ def check_data(
     dataset: ImageDataset,
     world: DistributedContext,
 ) -> dict[str, Any]:
-    """Return the provenance of a run's numbers (`provenance_of`, and `code`: see `code_of`).
+    """Return what a run's numbers depend on besides its config, compared with its checkpoint.
 
-    It is compared with the checkpoint's; a line reports other code.
-
-    Raises:
-        UserError: the checkpoint was trained on other data, or a rank sees other data.
-    """
-    heartbeat()
-    provenance = provenance_of(dataset, world, saved) | {"code": code_of(config)}
-    images = len(dataset)
-    facts = {"the number of images": images, "the digest of their names": provenance["data"]}
-    check_ranks_agree(facts, world)
-    check_same_data(config, saved, images, provenance)
-    report_other_code(saved, provenance["code"])
-    return provenance
-
-
-def provenance_of(
-    source: ImageDataset, world: DistributedContext, saved: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """Return what a run's numbers depend on besides its config.
+    Other data is refused; other code is reported in a line.
 
     Returns:
         `data`: hash of the data; `processes`: number of ranks; `decode`: `cpu` or the library that
         has decoded so far (None for a new run, `cpu` if the checkpoint does not record it);
-        `decode_cpu_sides`: see `DeviceDecoder`.
+        `decode_cpu_sides`: see `DeviceDecoder`; `code`: see `code_version`.
     """
+    heartbeat()
     origin = {"decode": None} if saved is None else saved["origin"]
-    return {
-        "data": fingerprint(source),
+    provenance: dict[str, Any] = {
+        "data": fingerprint(dataset),
         "processes": world.size,
         "decode": origin.get("decode", "cpu"),
         "decode_cpu_sides": origin.get("decode_cpu_sides", ()),
+        "code": code_version(type(config).__module__),
     }
+    images = len(dataset)
+    facts = {"the number of images": images, "the digest of their names": provenance["data"]}
+    check_ranks_agree(facts, world)
+    if saved is not None:
+        check_same_data(config, saved, images, provenance)
+        report_other_code(saved, provenance["code"])
+    return provenance
 
 
 def check_same_data(
-    config: RunConfig, saved: dict[str, Any] | None, images: int, provenance: dict[str, Any]
+    config: RunConfig, saved: dict[str, Any], images: int, provenance: dict[str, Any]
 ) -> None:
     """Refuse a checkpoint of other images or, if images are replayed, of another number of ranks.
 
     Without replay, the samples of a step do not depend on the number of ranks.
     """
-    if saved is None:
-        return
     folder, before = config.output.dir, saved["origin"]
     if saved["plan"]["dataset_size"] != images:
         raise UserError(
@@ -82,3 +71,15 @@ def check_same_data(
             f"{ranks}: each rank replays the images that it loaded (data.replay); "
             "start as many ranks"
         )
+
+
+def report_other_code(saved: dict[str, Any], now: dict[str, str]) -> None:
+    """Print a line if a checkpoint was saved with other code, which may move later numbers."""
+    before = saved["origin"].get("code")
+    if not isinstance(before, dict):
+        other = "an earlier version of mae-et, which it does not record"
+    elif changed := [name for name in now if before.get(name) != now[name]]:
+        other = ", ".join(f"{name} {before.get(name)} (now {now[name]})" for name in changed)
+    else:
+        return
+    notify(f"step {saved['step']:,} was saved with {other}: later numbers may move (CHANGELOG.md)")

@@ -11,9 +11,8 @@ from torch import nn
 
 from mae_et.config.files import flat_keys
 from mae_et.curriculum.plan import Plan
-from mae_et.runtime.agreement import check_ranks_agree, tensor_digests
+from mae_et.runtime.agreement import check_ranks_agree, code_version, tensor_digests
 from mae_et.runtime.distributed import DistributedContext
-from mae_et.training.same_code import code_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -30,7 +29,7 @@ def check_same_command(config: "DataclassInstance", world: DistributedContext) -
     if world.size == 1:
         return
     facts = {key: value for key, value in flat_keys(config).items() if key not in MAY_DIFFER}
-    facts |= {"the device": world.device.type, **code_of(config)}
+    facts |= {"the device": world.device.type, **code_version(type(config).__module__)}
     check_ranks_agree(facts, world)
 
 

@@ -40,7 +40,7 @@ from mae_et.data.device_decode import DeviceDecoder
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.errors import UserError
 from mae_et.runtime.distributed import DistributedContext
-from mae_et.training.same_data import provenance_of
+from mae_et.training.same_data import check_data
 
 
 @pytest.fixture(autouse=True)
@@ -321,8 +321,8 @@ def test_a_library_that_decodes_no_jpeg_on_the_device_is_not_taken_and_says_why(
     assert "TorchCodec: nvJPEG is not supported; torchvision: images of [(3, 8, 8)" in reason
 
 
-def test_a_checkpoint_that_does_not_say_where_it_decoded_did_so_on_the_cpu(tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_say_where_it_decoded_did_so_on_the_cpu(tiny, tmp_path) -> None:
     source = opened(DataConfig(root=write_images(tmp_path))).source
-    for origin in ({}, {"data": "x"}):
-        assert provenance_of(source, ALONE, {"origin": origin})["decode"] == "cpu"
-    assert provenance_of(source, ALONE)["decode"] is None
+    saved = {"origin": {}, "plan": {"dataset_size": len(source)}, "step": 1}
+    assert check_data(tiny(), saved, source, ALONE)["decode"] == "cpu"
+    assert check_data(tiny(), None, source, ALONE)["decode"] is None

@@ -162,7 +162,7 @@ def test_digest_depends_on_every_value_and_its_place(dtype: torch.dtype) -> None
 
 
 def test_code_version_covers_the_sources_and_the_libraries() -> None:
-    found = code_version("mae_et", "finetune")
+    found = code_version("finetune")
     assert found["torch"] in torch.__version__
     assert found["the code of mae_et"] != found["the code of finetune"]
 
