@@ -11,6 +11,9 @@ SIXTEEN_BITS = 0xFFFF
 # Tags of TIFF files, with the value that matters here.
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
 SAMPLE_FORMAT, SIGNED = 339, 2
+PLANES, SEPARATE = 284, 2
+COMPRESSION, NONE = 259, 1
+BITS, EXTRA_BANDS, UNSPECIFIED = 258, 338, 0
 
 
 def to_channels(image: Image.Image, channels: int, max_value: float | None = None) -> Image.Image:
@@ -20,9 +23,15 @@ def to_channels(image: Image.Image, channels: int, max_value: float | None = Non
 
     Raises:
         UserError: PIL has no mode with this number of channels.
-        ValueError: the image has floating-point numbers, or numbers of more than 16 bits.
+        ValueError: the image has floating-point numbers, numbers of more than 16 bits, or bands
+            that Pillow misreads.
     """
     check_channels(channels)
+    if channels == 4 and unread_bands(image):
+        raise ValueError("its fourth band is not marked as transparency; save it as .npy")
+    raw_planes = _tiff_tag(image, PLANES) == SEPARATE and _tiff_tag(image, COMPRESSION) == NONE
+    if raw_planes and (_tiff_tag(image, BITS) or 0) > 8:
+        raise ValueError("Pillow misreads uncompressed 16-bit TIFF in planes; save it as .npy")
     if image.mode in SIXTEEN_BIT_MODES:
         # Pillow has already scaled PGM files, by the maximum in their header.
         known = max_value is None or getattr(image, "format", None) == "PPM"
@@ -44,6 +53,11 @@ def to_channels(image: Image.Image, channels: int, max_value: float | None = Non
     return image.convert(PIL_MODES[channels])
 
 
+def unread_bands(image: Image.Image) -> int:
+    """Return the number of bands of a TIFF file that are neither colours nor transparency."""
+    return list(getattr(image, "tag_v2", {}).get(EXTRA_BANDS, ())).count(UNSPECIFIED)
+
+
 def _tiff_tag(image: Image.Image, tag: int) -> int | None:
     """Return the first value of a TIFF tag; None if the image does not have it."""
     value = getattr(image, "tag_v2", {}).get(tag)
@@ -61,7 +75,7 @@ def check_channels(channels: int) -> None:
 
 def has_deep_colours(image: Image.Image) -> bool:
     """Return whether an undecoded image has 16-bit colours; PIL keeps only their high bytes."""
-    return image.mode in {"RGB", "RGBA", "LA"} and any(
+    return image.mode in {"RGB", "RGBA", "LA", "CMYK"} and any(
         ";16" in str(tile[3]) for tile in getattr(image, "tile", ())
     )
 

@@ -131,7 +131,10 @@ def open_image(content: bytes) -> Iterator[Image.Image]:
         Image.MAX_IMAGE_PIXELS = MAX_PIXELS
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.UnidentifiedImageError:  # its message contains a memory address
-        raise ValueError("it is neither an image nor an array") from None
+        raise ValueError(
+            "it is neither an image nor an array, or of a format, bit depth or number of bands "
+            "that is not read: save those as .npy"
+        ) from None
     with image:
         width, height = image.size
         if width * height > MAX_PIXELS:

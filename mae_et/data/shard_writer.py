@@ -12,6 +12,7 @@ from PIL import Image
 
 from mae_et.config.commands import PrepareConfig
 from mae_et.data.array_files import write_array
+from mae_et.data.channels import has_deep_colours, to_channels
 from mae_et.data.decoding import UNLABELLED, DecodedDataset, open_image
 from mae_et.data.prepared_shards import ORIGINAL, archive_path, index_dtype, index_path
 from mae_et.errors import Unreadable
@@ -87,9 +88,10 @@ def encode_levels(
     with open_image(content) as image:
         extension = EXTENSION_OF.get(image.format or "", "img")
         width, height = image.size
-        if image.mode not in {"RGB", "L"} or "transparency" in image.info:
+        simple = image.mode in {"RGB", "L"} and "transparency" not in image.info
+        if not simple or has_deep_colours(image):
             return extension, (0, 0), none
-        image.load()
+        image = to_channels(image, len(image.getbands()))  # refuses what Pillow misreads
         smaller = [_encode_level(image, level, config.quality) for level in config.levels]
         return extension, (height, width), smaller
 

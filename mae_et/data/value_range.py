@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from mae_et.config.data import DataConfig
-from mae_et.data.channels import SIXTEEN_BIT_MODES, SIXTEEN_BITS, has_deep_colours
+from mae_et.data.channels import SIXTEEN_BIT_MODES, SIXTEEN_BITS, has_deep_colours, unread_bands
 from mae_et.data.decoding import DecodedDataset, open_image
 from mae_et.errors import UserError
 from mae_et.runtime.console import notify
@@ -26,7 +25,8 @@ class Range(NamedTuple):
     """8-bit images, 16-bit images, 16-bit colours (their high byte), or arrays of a dtype."""
     low: np.ndarray
     high: np.ndarray
-    """Lowest and highest value of each channel, [C]; [1] for grey."""
+    """Lowest and highest value of each channel, [C]; [1] for grey. Of 16-bit images, `high` is the
+    highest value below 65535, which often marks missing pixels, and the highest, [2]."""
     frames: int = 1
     """Number of images in the file."""
 
@@ -53,7 +53,7 @@ def check_range(dataset: DecodedDataset, config: DataConfig) -> None:
         same = [each for each in found if each.kind == kind]
         low, high = np.min([r.low for r in same], 0), np.max([r.high for r in same], 0)
         if kind == "16-bit images":
-            _check_integers(high.item(), config.max_value or SIXTEEN_BITS)
+            _check_integers(high[0], high[1], config.max_value or SIXTEEN_BITS)
         elif kind == "16-bit colours":
             _check_colours(high.item())
         else:
@@ -93,32 +93,32 @@ def _range_of(content: bytes) -> Range | None:
         return Range(f"{array.dtype} arrays", pixels.min(0), pixels.max(0))
     with open_image(content) as image:
         # Other frames of an MPO are previews or depth maps.
+        if bands := unread_bands(image):
+            notify(f"TIFF files hold {bands} more bands than colours, not read: save all as .npy")
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         if has_deep_colours(image):
-            return Range("16-bit colours", np.zeros(1), _highest(image.convert("RGB")), frames)
+            high = np.asarray(image.convert("RGB")).max(keepdims=True).reshape(1)
+            return Range("16-bit colours", np.zeros(1), high, frames)
         if image.mode in SIXTEEN_BIT_MODES:
             array = np.asarray(image)
-            readable = array.min() >= 0 and array.max() <= SIXTEEN_BITS
-            return (
-                Range("16-bit images", np.zeros(1), _highest(image), frames) if readable else None
-            )
+            if array.min() < 0 or array.max() > SIXTEEN_BITS:
+                return None
+            high = np.array([array.max(where=array < SIXTEEN_BITS, initial=0), array.max()])
+            return Range("16-bit images", np.zeros(1), high, frames)
     return EIGHT_BITS._replace(frames=frames)
 
 
-def _highest(image: Image.Image) -> np.ndarray:
-    return np.asarray(image).max(keepdims=True).reshape(1)
-
-
-def _check_integers(high: float, max_value: float) -> None:
+def _check_integers(usual: float, high: float, max_value: float) -> None:
     if high > max_value:
         _warn(
             f"16-bit images reach {high:g}, above data.max_value {max_value:g}: what is above it "
             "becomes white"
         )
-    elif 2 * high < max_value:
+    elif 0 < 2 * usual < max_value:
+        apart = "" if high == usual else f", apart from {high:g}"
         _warn(
-            f"the first 16-bit images reach {high:g} of {max_value:g}: if they have fewer bits, "
-            f"give data.max_value {_white(high)}"
+            f"the first 16-bit images reach {usual:g} of {max_value:g}{apart}: if they have fewer "
+            f"bits, give data.max_value {_white(usual)}"
         )
 
 

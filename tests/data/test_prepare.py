@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from flipped import flipped
+from hostile import png
 from natural_images import jpeg, natural
 from PIL import Image
 
@@ -138,6 +139,18 @@ def test_files_of_every_format_are_kept(tmp_path: Path) -> None:
             other[SampleIndex(index, 0, 0)].images.float(),
         )
         assert (images[0] - images[1]).abs().mean() < 8
+
+
+def test_crops_of_16_bit_colours_are_refused_with_a_range_as_whole_images_are(tmp_path) -> None:
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    rows = b"".join(b"\0" + bytes(6 * 90) for _ in range(90))
+    (tmp_path / "data" / "train" / "0.png").write_bytes(png(90, 90, 16, 2, rows))
+    prepare(config(tmp_path / "data", splits=("train",)))
+    data = DataConfig("shards", tmp_path / "shards", max_value=4095, scale=(1, 1))
+    plan = Curriculum((Stage(32, 1),), 32, 8).plan(1, 1, 1)
+    crops = TrainDataset(open_dataset(data, "train"), data, plan, 8, 0, "decode")
+    with pytest.raises(Unreadable, match="16-bit colours decode to their high byte"):
+        crops[SampleIndex(0, 0, 0)]
 
 
 def test_an_interrupted_preparation_resumes(root: Path, monkeypatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from hostile import png
 from image_files import encoded, npy
@@ -85,6 +86,15 @@ def test_16_bit_images_of_the_whole_range_are_read_without_a_word(tmp_path: Path
     assert np.asarray(image).ravel().tolist() == list(range(256))
 
 
+def test_missing_pixels_at_the_top_of_the_range_do_not_hide_fewer_bits(tmp_path: Path) -> None:
+    pixels = np.full((4, 4), 65535, np.uint16)
+    pixels[0] = 4095
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    config = DataConfig(root=write(tmp_path, "0.png", file.getvalue()))
+    assert "reach 4095 of 65535, apart from 65535: if" in warned(config)
+
+
 def test_values_above_the_given_white_are_warned_of(tmp_path: Path) -> None:
     config = DataConfig(root=write(tmp_path, "0.png", grey(12)), max_value=1023)
     assert "reach 4095, above data.max_value 1023" in warned(config)
@@ -104,6 +114,37 @@ def test_signed_8_bit_numbers_are_refused(tmp_path: Path) -> None:
     root = write(tmp_path, "0.tif", tiff(np.full((4, 4), -1, "i1"), signed=True))
     with pytest.raises(Unreadable, match=r"8-bit numbers are signed; save it as \.npy"):
         open_dataset(DataConfig(root=root), "train", 1)[0]
+
+
+@pytest.mark.parametrize("bands", [3, 4])
+def test_16_bit_colours_in_planes_are_read_or_refused(tmp_path: Path, bands: int) -> None:
+    """Pillow decodes uncompressed planes as if they had 8 bits."""
+    pixels = np.random.default_rng(0).integers(0, 2**16, (bands, 4, 6), np.uint16)
+    for compression, readable in ((None, False), ("deflate", True)):
+        file = io.BytesIO()
+        settings = {"planarconfig": "separate", "extrasamples": [2] * (bands - 3)}
+        tifffile.imwrite(file, pixels, photometric="rgb", compression=compression, **settings)
+        source = open_dataset(DataConfig(root=write(tmp_path, "0.tif", file.getvalue())), "train")
+        if readable:
+            assert np.array_equal(np.asarray(source[0][0]), pixels[:3].transpose(1, 2, 0) >> 8)
+        else:
+            with pytest.raises(Unreadable, match=r"16-bit TIFF in planes; save it as \.npy"):
+                source[0]
+
+
+def test_further_bands_of_tiff_files_are_reported_and_never_taken_for_transparency(
+    tmp_path: Path, capsys
+) -> None:
+    notify.cache_clear()
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 4), np.uint8)
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, photometric="rgb", extrasamples=[0])  # red to near infrared
+    config = DataConfig(root=write(tmp_path, "0.tif", file.getvalue()))
+    image, _ = open_dataset(config, "train")[0]
+    assert np.array_equal(np.asarray(image), pixels[..., :3])
+    assert "hold 1 more bands than colours, not read" in capsys.readouterr().err
+    with pytest.raises(Unreadable, match=r"fourth band is not marked as transparency; .*\.npy"):
+        open_dataset(config, "train", 4)[0]
 
 
 @pytest.mark.parametrize("numbers", [(-1000, 998), (0, 70_000)])
