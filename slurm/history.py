@@ -47,6 +47,8 @@ def last_error(run: Path, events: list[Event], job: str | None, ended: bool) -> 
         sentence = str(events[failures[-1]].get("sentence", ""))
         started = any(event["event"] == "started" for event in events[failures[-1] :])
         return f"before its last restart: {sentence}" if started and sentence else sentence
+    if events and events[-1]["event"] == "stopped":
+        return ""  # by a signal, and saved: the log ends with srun's messages
     path = log_file(run, events, job) if job is not None and ended else None
     if path is None or not path.is_file():
         return ""

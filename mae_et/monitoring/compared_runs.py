@@ -47,7 +47,7 @@ def read_runs(folders: list[Path], unfinished: Mapping[Path, str]) -> list[Compa
         folder for folder, run in runs.items() if not (run.settings or run.figures or run.state)
     ]
     if len(others) == len(runs):
-        raise UserError(f"{others[0]} holds no run")
+        raise no_run(others[0])
     if others:
         say(f"not compared, as they hold no run: {listed(others)}")
     runs = {folder: run for folder, run in runs.items() if folder not in others}
@@ -92,6 +92,12 @@ def _means(group: list[ComparedRun]) -> dict[str, Any]:
         if len(values) == len(group):
             means[key] = Mean(mean(values), stdev(values)) if len(set(values)) > 1 else first
     return means
+
+
+def no_run(folder: Path) -> UserError:
+    """Return the refusal of a folder without a run, which may hold the folders of runs."""
+    below = any(folder.glob("*/config.yaml"))
+    return UserError(f"{folder} holds no run" + (f"; its folders do: {folder}/*" if below else ""))
 
 
 def names_of(folders: list[Path]) -> list[str]:

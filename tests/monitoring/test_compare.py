@@ -225,7 +225,9 @@ def test_folders_that_hold_no_run_are_reported_not_compared(tmp_path: Path, caps
     assert said in capsys.readouterr().err
     assert [record.name for record in read_records([*runs, *others])] == ["a", "b"]
     assert said in capsys.readouterr().err
-    with pytest.raises(UserError, match="plots holds no run"):
+    (tmp_path / "plots" / "run").mkdir()
+    (tmp_path / "plots" / "run" / "config.yaml").touch()
+    with pytest.raises(UserError, match=r"plots holds no run; its folders do: .*plots/\*$"):
         compare(CompareConfig([tmp_path / "plots"]))
 
 

@@ -11,7 +11,7 @@ from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.errors import UserError, listed
 from mae_et.io.metrics_file import METRICS, SCORES, Row, is_plausible, read_metrics
 from mae_et.io.plain_files import read_bytes
-from mae_et.monitoring.compared_runs import names_of
+from mae_et.monitoring.compared_runs import names_of, no_run
 from mae_et.monitoring.probes import MEASURES
 from mae_et.monitoring.run_figures import figures_of, results_of, settings_of
 from mae_et.runtime.console import say
@@ -121,7 +121,7 @@ def read_records(folders: list[Path]) -> list[Record]:
     runs = [f for f in folders if (f / "config.yaml").exists() or (f / METRICS).exists()]
     others = [folder for folder in folders if folder not in runs]
     if not runs:
-        raise UserError(f"{others[0]} holds no run")
+        raise no_run(others[0])
     if others:
         say(f"not reported, as they hold no run: {listed(others)}")
     return [_read(*each) for each in zip(runs, count(1), names_of(runs), strict=False)]
