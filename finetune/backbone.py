@@ -11,7 +11,7 @@ from finetune.config import NetworkConfig
 from finetune.swin import follow_image_size
 from mae_et.checkpoints.encoders import classifier_prefixes, read_weights_of
 from mae_et.checkpoints.finite_weights import check_finite
-from mae_et.checkpoints.hugging_face_config import activation_of
+from mae_et.checkpoints.hugging_face_config import activation_of, norm_eps_of
 from mae_et.checkpoints.other_names import recognise_network
 from mae_et.checkpoints.state_dicts import describe_mismatch
 from mae_et.checkpoints.timm_config import refuse_traceless, timm_arguments, timm_classes
@@ -117,6 +117,9 @@ def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str)
         notify(f"{checkpoint}: its projection is not used ({listed(projections)})")
     check_finite(checkpoint, kept, ours)
     network.load_state_dict(kept, strict=False)
+    eps = norm_eps_of(checkpoint)
+    if eps and (own := {p.eps for p in network.modules() if isinstance(p, nn.LayerNorm)} - {eps}):
+        notify(f"{checkpoint} has layer norms of epsilon {eps}, {name} of {listed(sorted(own))}")
     if any(name.startswith(heads) for name in kept if name in ours):
         report_kept_head(checkpoint, timm_classes(checkpoint) or (), network.num_classes)
 

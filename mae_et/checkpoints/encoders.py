@@ -5,7 +5,6 @@ does not show (activations, norms before the blocks, other MLPs) require the tim
 """
 
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import nn
 from mae_et.checkpoints.dinov2_head import add_dinov2_head, has_dinov2_head
 from mae_et.checkpoints.finite_weights import check_finite
 from mae_et.checkpoints.formats import load_weights
-from mae_et.checkpoints.hugging_face_config import activation_of, folder_of
+from mae_et.checkpoints.hugging_face_config import activation_of, folder_of, norm_eps_of
 from mae_et.checkpoints.load import masked_autoencoder, num_heads_of
 from mae_et.checkpoints.mae_layout import PROBE_EPSILON, head_entries
 from mae_et.checkpoints.run_config import DEFAULT_ENCODER
@@ -27,7 +26,7 @@ from mae_et.checkpoints.timm_hub import fetch_from_hub
 from mae_et.checkpoints.weights import Weights
 from mae_et.errors import UserError, listed, one_line
 from mae_et.io.plain_files import read_mapping
-from mae_et.models.encoder import create_vit
+from mae_et.models.encoder import create_vit, set_norm_eps
 from mae_et.runtime.console import notify
 
 DEFAULT_EPS = 1e-6  # of layer norms in timm's ViTs
@@ -124,7 +123,6 @@ def create_vit_of(
         )
     has_norm = "fc_norm.weight" in tensors
     pool = "avg" if has_norm or not class_tokens else "token"
-    layer_norm = partial(nn.LayerNorm, eps=weights.norm_eps or DEFAULT_EPS)
     linear = weights.head.get("weight", weights.head.get("bias", ())) if head else ()
     settings = {
         "img_size": (rows * patch, columns * patch),
@@ -140,13 +138,13 @@ def create_vit_of(
         "fc_norm": has_norm,
         "final_norm": has_norm or "norm.weight" in tensors,
         **_traces(tensors, width),
-        **({"norm_layer": layer_norm} if weights.architecture == DEFAULT_ENCODER else {}),
     }
     if weights.model is None:
         settings["num_heads"] = num_heads_of("encoder", width, weights.encoder_num_heads)
     elif weights.model.encoder_num_heads is not None:  # otherwise the architecture's own
         settings["num_heads"] = weights.model.encoder_num_heads
     network = create_vit(weights.architecture, **settings | others)
+    set_norm_eps(network, weights.norm_eps)
     if head and "running_mean" in weights.head:
         norm = nn.BatchNorm1d(width, affine=False, eps=PROBE_EPSILON)
         network.head = nn.Sequential(norm, network.head)
@@ -213,6 +211,7 @@ def build_named(path: Path, architecture: str, key: str | None = None, head: boo
         raise UserError(f"{path} does not fit {architecture}: {mismatch}")
     check_finite(path, tensors, network.state_dict())
     network.load_state_dict(tensors, strict=False)
+    set_norm_eps(network, norm_eps_of(path))
     return network
 
 

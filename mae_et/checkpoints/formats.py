@@ -20,6 +20,7 @@ from mae_et.checkpoints.hugging_face_config import (
     classes_of,
     folder_of,
     grid_of,
+    norm_eps_of,
     read_description,
     read_preprocessor,
 )
@@ -198,7 +199,7 @@ def _from_hugging_face(folder: Path) -> Weights:
         preprocessing=read_preprocessor(folder),
         encoder_num_heads=about.get("num_attention_heads"),
         decoder_num_heads=about.get("decoder_num_attention_heads"),
-        norm_eps=about.get("layer_norm_eps", 1e-12),
+        norm_eps=norm_eps_of(folder),
         grid=grid_of(about),
         target="norm_pix" if about.get("norm_pix_loss") else "pixel",
     )

@@ -8,7 +8,11 @@ from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_mapping
 
-MODEL_TYPES = ("vit_mae", "vit", "vit_msn", "ijepa", "dinov2", "dinov2_with_registers")
+MODEL_TYPES = {
+    "vit_mae": 1e-12, "vit": 1e-12, "vit_msn": 1e-6, "ijepa": 1e-12,
+    "dinov2": 1e-6, "dinov2_with_registers": 1e-6,
+}  # fmt: skip
+"""Models that are read, with transformers' default epsilon of their layer norms."""
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Weight files of a folder, in the order in which transformers and timm look for them."""
 ACTIVATIONS = {
@@ -58,6 +62,18 @@ def read_description(folder: Path) -> dict[str, Any]:
         if key in about and not (type(about[key]) in types and 0 < about[key] < math.inf):
             raise UserError(f"{folder}/config.json is damaged: {key} is {about[key]!r}")
     return about
+
+
+def norm_eps_of(path: Path) -> float | None:
+    """Return the epsilon of a transformers folder's layer norms; None for other paths.
+
+    Raises:
+        UserError: `config.json` cannot be read.
+    """
+    file = folder_of(path) / "config.json"
+    about = read_mapping(file) if file.is_file() else {}
+    given = about.get("layer_norm_eps", MODEL_TYPES.get(str(about.get("model_type"))))
+    return float(given) if isinstance(given, int | float) and given > 0 else None
 
 
 def activation_of(path: Path) -> dict[str, Any]:

@@ -158,6 +158,9 @@ def _adapted_encoder(model: MaskedAutoencoder, weights: Weights) -> tuple[Tensor
             projection, [model.patch, model.patch]
         )
         changes.append(f"patch embedding resampled from {patch} to {model.patch} pixels")
+    eps = getattr(model.encoder.norm, "eps", None)
+    if weights.norm_eps not in {None, eps}:
+        changes.append(f"layer norms of epsilon {eps}, not {weights.norm_eps}")
     positions, table = tensors["pos_embed"], model.encoder.pos_embed
     assert table is not None  # a plain ViT
     tensors["pos_embed"] = table.detach()

@@ -15,6 +15,7 @@ from mae_et.checkpoints.weights import Weights
 from mae_et.config.model import Target
 from mae_et.curriculum.mae_cost import ENCODERS
 from mae_et.errors import UserError
+from mae_et.models.encoder import set_norm_eps
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.pos_embed import extent_of, sincos_positions
 from mae_et.runtime.console import notify
@@ -88,6 +89,7 @@ def masked_autoencoder(weights: Weights, decoder: bool = True) -> MaskedAutoenco
     if mismatch:
         raise UserError(f"{path} does not fit: {mismatch}")
     model.load_state_dict(theirs)
+    set_norm_eps(model, weights.norm_eps)
     return model.eval()
 
 

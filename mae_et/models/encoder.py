@@ -82,6 +82,13 @@ def check_settings_of(name: str, settings: dict[str, Any]) -> None:
         )
 
 
+def set_norm_eps(network: nn.Module, eps: float | None) -> None:
+    """Set the epsilon of every layer norm of a network; None keeps its own."""
+    for part in network.modules():
+        if isinstance(part, nn.LayerNorm):
+            part.eps = eps or part.eps
+
+
 def heads_of_vit(name: str, width: int, settings: dict[str, Any]) -> int | None:
     """Return the number of heads of timm's plain ViT of a name and width; None if there is none."""
     if not timm.is_model(name):

@@ -238,13 +238,13 @@ def test_a_folder_of_transformers_that_wraps_a_timm_model_is_read(tmp_path: Path
 
 
 @pytest.mark.parametrize("activation", ["gelu_pytorch_tanh", "swish", "quick_gelu"])
-def test_a_named_network_takes_the_activation_of_a_folder_of_transformers(
+def test_a_named_network_takes_activation_and_epsilon_of_a_folder_of_transformers(
     tmp_path: Path, activation: str
 ) -> None:
     import transformers
 
     sizes = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
-    config = transformers.ViTConfig(**sizes, hidden_act=activation, layer_norm_eps=1e-6)
+    config = transformers.ViTConfig(**sizes, hidden_act=activation, layer_norm_eps=0.1)
     expected = randomised(transformers.ViTModel(config))
     expected.save_pretrained(tmp_path)
     for path in (tmp_path, tmp_path / "model.safetensors"):
@@ -256,6 +256,18 @@ def test_a_named_network_takes_the_activation_of_a_folder_of_transformers(
         network = NetworkConfig(checkpoint=path, backbone="vit_tiny_patch16_224")
         with pytest.raises(UserError, match="records act_layer of its network, which only embed"):
             build_classifier(network, 2)
+
+
+def test_a_backbone_with_another_epsilon_than_its_checkpoint_is_reported(
+    tmp_path: Path, capsys
+) -> None:
+    import transformers
+
+    sizes = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
+    transformers.ViTModel(transformers.ViTConfig(**sizes)).save_pretrained(tmp_path)
+    build_classifier(NetworkConfig(tmp_path, "vit_tiny_patch16_224"), 2)
+    said = capsys.readouterr().err
+    assert "layer norms of epsilon 1e-12, vit_tiny_patch16_224 of 1e-06" in said
 
 
 def test_what_differs_in_more_than_sizes_is_refused(tmp_path: Path) -> None:

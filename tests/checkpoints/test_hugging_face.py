@@ -11,6 +11,7 @@ from tiny_run import GOLDEN
 
 from mae_et import UserError, export, load_pretrained
 from mae_et.checkpoints.formats import load_weights
+from mae_et.checkpoints.hugging_face_config import MODEL_TYPES
 from mae_et.checkpoints.weights import Weights
 
 TINY = GOLDEN / "mae_tiny_released_format.pth"
@@ -118,7 +119,8 @@ def test_an_encoder_saved_without_its_decoder_has_the_same_features(
 ) -> None:
     """Of a `ViTMAEModel`, whose names have no prefix, on unmasked images."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    theirs = transformers.ViTMAEModel.from_pretrained(exported, mask_ratio=0.0).eval()
+    settings = {"mask_ratio": 0.0, "layer_norm_eps": 0.1}
+    theirs = transformers.ViTMAEModel.from_pretrained(exported, **settings).eval()
     theirs.save_pretrained(tmp_path, max_shard_size="100KB" if shards else "5GB")
     assert (tmp_path / "model.safetensors").exists() != shards
     model = load_pretrained(tmp_path)
@@ -134,6 +136,12 @@ def test_an_encoder_saved_without_its_decoder_has_the_same_features(
     assert set(timm_file) == set(load_weights(exported).encoder)
     again = export(tmp_path, "hf", tmp_path / "again")
     assert json.loads((again / "config.json").read_text())["architectures"] == ["ViTModel"]
+
+
+def test_default_epsilons_are_those_of_transformers() -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    for kind, eps in MODEL_TYPES.items():
+        assert transformers.CONFIG_MAPPING[kind]().layer_norm_eps == eps
 
 
 def test_other_folders_are_refused(tmp_path: Path, exported: Path) -> None:
