@@ -103,7 +103,7 @@ def _range_of(content: bytes) -> Range | None:
             array = np.asarray(image)
             if array.min() < 0 or array.max() > SIXTEEN_BITS:
                 return None
-            high = np.array([array.max(where=array < SIXTEEN_BITS, initial=0), array.max()])
+            high = np.array([array.max(where=array < SIXTEEN_BITS, initial=0), array.max()], float)
             return Range("16-bit images", np.zeros(1), high, frames)
     return EIGHT_BITS._replace(frames=frames)
 
