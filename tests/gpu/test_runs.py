@@ -27,6 +27,8 @@ QUIET = (
     "--output.tensorboard=false",
     "--output.reconstruct_images=0",
     "--efficiency.compile=false",
+    # Fitting waits for other processes, such as tests beside this one, to free the GPU's memory.
+    "--efficiency.micro_batch=12",
 )
 
 
@@ -63,9 +65,7 @@ def test_a_killed_run_resumes_to_the_numbers_of_an_uninterrupted_one(
     tiny_yaml: Path, tmp_path: Path, device: torch.device
 ) -> None:
     """Bit for bit on a CPU; on a GPU sums of gradients have no fixed order."""
-    # Fitting would wait for other processes, as this one, to free memory of the GPU.
-    flags = (*QUIET, f"--efficiency.device={device.type}", "--efficiency.precision=fp32",
-             "--efficiency.micro_batch=12")  # fmt: skip
+    flags = (*QUIET, f"--efficiency.device={device.type}", "--efficiency.precision=fp32")
     assert run_with_fault(tiny_yaml, tmp_path / "whole", "none", *flags) == 0
     killed = tmp_path / "killed"
     assert run_with_fault(tiny_yaml, killed, "die:step=8", *flags) == -signal.SIGKILL
@@ -73,15 +73,25 @@ def test_a_killed_run_resumes_to_the_numbers_of_an_uninterrupted_one(
     close(tmp_path / "killed", tmp_path / "whole", 0 if device.type == "cpu" else 1e-3)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--efficiency.micro_batch=auto"],
+        ["--efficiency.num_workers=2"],
+        ["--efficiency.num_workers=2", "--data.cache=ram"],
+        ["--efficiency.num_workers=2", "--data.replay={16: 2}"],
+    ],
+    ids=" ".join,
+)
 def test_bf16_and_gpu_decoding_train_like_the_cpu(
-    tiny, tmp_path: Path, device: torch.device, decode: str
+    tiny, tmp_path: Path, device: torch.device, decode: str, flags: list[str]
 ) -> None:
     """Another rounding of pixels and products, and the same images in the same order."""
     (tmp_path / "images" / "train").mkdir(parents=True)
     for number in range(40):
         content = jpeg(natural(48, 40, number))
         (tmp_path / "images" / "train" / f"{number:02}.jpg").write_bytes(content)
-    common = (*QUIET, f"--data.root={tmp_path / 'images'}", "--optim.base_lr=1e-3")
+    common = (*QUIET, f"--data.root={tmp_path / 'images'}", "--optim.base_lr=1e-3", *flags)
     faster = (f"--efficiency.device={device.type}", f"--efficiency.decode={decode}",
               "--efficiency.precision=bf16")  # fmt: skip
     ours = pretrain(tiny(*common, *faster, f"--output.dir={tmp_path / 'ours'}"))
