@@ -6,7 +6,7 @@
 # Writes to OUT, in this order:
 #     goals.md      the goals, what was measured, and whether it meets them; written first, and again after each part
 #     run.json      rows of short runs of the headline recipe: speed and wait for data, as it is and in variants
-#                   (benchmarks/variants.py)
+#                   (benchmarks/variants.py, most of them after the tests)
 #     node.json     `mae-et bench node`: speeds beside a plain reference, hours of the headline recipe;
 #                   node.partial.json if it did not end
 #     tests.jsonl   results of the tests of `make test-gpu`, each as it ends
@@ -48,7 +48,7 @@ if [ -n "${SMOKE:-}" ]; then
   node=(--config "$recipe" --model.encoder_embed_dim=24 --model.encoder_depth=1 --optim.batch_size=16
     --efficiency.device=cpu --curriculum.preset=etpp --images 1000)
   replay='--data.replay={32: 2}'
-  checks=(-k "crops or targets") parallel=() decode=() variants=(mixed) last=()
+  checks=(-k "crops or targets") parallel=() decode=() variants=(mixed)
   run=(--config "$recipe" --model.encoder_embed_dim=24 --model.encoder_depth=1 --optim.batch_size=8
     --efficiency.device=cpu --curriculum.preset=etpp --curriculum.epochs=8)
   data=$work/data
@@ -72,13 +72,13 @@ else
   arms=${ARMS:-"plain etpp etpp-hog plain-4x"}
   flags="[--optim.batch_size=1024, --efficiency.precision=bf16, --data.cache=ram]"
   # 512 images a step are a GPU's share of the recipe on eight; 4 epochs of 10,000 images have 31 steps or more at each
-  # bandwidth. The first run compiles; the others, and node, find its compiled code in the cache.
+  # bandwidth. The first run compiles, if torch.compile works; the others, and node, find its code in the cache.
   node=(--config pretrain/vit_b16_etpp_hog_400ep --optim.batch_size=512 --images 1281167)
   run=(--config pretrain/vit_b16_etpp_hog_400ep --optim.batch_size=512 --curriculum.epochs=4
-    --efficiency.micro_batch=512 --efficiency.compile=true)
+    --efficiency.micro_batch=512)
   replay='--data.replay={96: 4, 160: 2}'
   decode=(--efficiency.decode=gpu) # variants do not try which is faster
-  variants=(priority partition unreplayed) last=(mixed attention shared connections threads) # the most informative first
+  variants=(priority partition unreplayed mixed attention shared connections threads) # the most informative first
   checks=() parallel=(-n 8) # the tests start processes and wait for them
   "$python" -c 'import xdist' 2>>"$out/log.txt" || parallel=()
 fi
@@ -144,15 +144,15 @@ if [ ! -e "$out/node.json" ]; then
 fi
 
 headline memory 120 "${decode[@]}" --data.cache=ram
+if grep -q "neither TorchCodec" "$out/log.txt"; then variants=() decode=(); fi # nothing decodes on this GPU
 headline replay 90 "${decode[@]}" "$replay"
-for variant in "${variants[@]}"; do headline "$variant" 90 "${decode[@]}"; done
 
 # Longest first.
 limited 150 "$python" -m pytest -q -rfEs --gpu-device "$device" --gpu-results "$out/tests.jsonl" \
   "${parallel[@]}" "${checks[@]}" tests/gpu/test_{runs,compiled,decoding,values}.py >>"$out/log.txt"
 goals
 
-for variant in "${last[@]}"; do headline "$variant" 90 "${decode[@]}"; done
+for variant in "${variants[@]}"; do headline "$variant" 90 "${decode[@]}"; done
 rm -rf "$work/images"
 
 if [ ! -d "$data/imagenette128/train" ]; then

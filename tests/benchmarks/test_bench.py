@@ -25,6 +25,7 @@ from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.data import device_decode, encoded
 from mae_et.data.sampler import SampleIndex
 from mae_et.training import build
+from mae_et.training import compile as compiling
 from mae_et.training.cuda_graphs import Capture, should_replay
 
 
@@ -160,7 +161,8 @@ def test_variants_change_one_thing_of_training(monkeypatch) -> None:
     def changed(name: str) -> tuple[list[str], object, str, int, set[str]]:
         used.clear()
         sharing.clear()
-        monkeypatch.setattr(variants, "SHARING", sharing)
+        monkeypatch.setattr(compiling, "SHARING", sharing)
+        monkeypatch.setattr(compiling, "STEPS_WORTH_COMPILING", 1000)
         monkeypatch.setattr(Capture, "default_capture_stream", None)
         monkeypatch.setattr(device_decode, "PRIORITY", -1)
         monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
@@ -169,6 +171,7 @@ def test_variants_change_one_thing_of_training(monkeypatch) -> None:
         return [*used], Capture.default_capture_stream, queues, device_decode.PRIORITY, {*sharing}
 
     assert changed("default") == ([], None, "32", -1, set())
+    assert compiling.STEPS_WORTH_COMPILING == 0
     assert changed("connections") == ([], None, "8", -1, set())
     assert changed("priority") == (["own -1"], "own -1", "32", -2, set())
     assert changed("partition") == (["green"], "green", "32", -1, set())
@@ -195,6 +198,7 @@ def test_a_part_of_the_images_is_decoded_by_the_cpu(tmp_path: Path, monkeypatch)
     indices = [SampleIndex(sample, 0, 0) for sample in range(8)]
     monkeypatch.setattr(encoded, "read_encoded", encoded.read_encoded)
     monkeypatch.setattr(variants, "CPU_PERCENT", 3)
+    monkeypatch.setattr(compiling, "STEPS_WORTH_COMPILING", 1000)
     with variant("mixed"):
         mixed = [samples[index] for index in indices]
     kinds = [isinstance(sample, encoded.FinishedView) for sample in mixed]

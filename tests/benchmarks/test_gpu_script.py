@@ -57,9 +57,8 @@ def calls(tmp_path: Path) -> list[str]:
 
 def test_parts_run_in_order_and_once(tmp_path: Path, script: list[str]) -> None:
     subprocess.run(script, env=environment(tmp_path), capture_output=True)
-    variants = ["memory", "goals", "replay", "goals", "mixed", "goals"]
-    measured = ["default", "goals", "node", "goals", *variants, "tests", "goals", "arms"]
-    assert calls(tmp_path) == ["goals", *measured]
+    before = ["default", "goals", "node", "goals", "memory", "goals", "replay", "goals"]
+    assert calls(tmp_path) == ["goals", *before, "tests", "goals", "mixed", "goals", "arms"]
     out = tmp_path / "out"
     assert {each.name for each in out.iterdir()} == {"node.json", "quality.json", "log.txt"}
     assert not list((tmp_path / "tmp").iterdir())
@@ -67,7 +66,7 @@ def test_parts_run_in_order_and_once(tmp_path: Path, script: list[str]) -> None:
     (out / "run.json").write_text(f'{{{ended}, "mixed": {{"ended": false}}}}')
     (tmp_path / "calls").unlink()
     subprocess.run(script, env=environment(tmp_path), capture_output=True)
-    assert calls(tmp_path) == ["goals", "mixed", "goals", "tests", "goals", "arms"]
+    assert calls(tmp_path) == ["goals", "tests", "goals", "mixed", "goals", "arms"]
 
 
 def test_script_that_is_stopped_ends_at_once_and_leaves_what_it_has(
