@@ -1,4 +1,4 @@
-"""States of jobs from squeue, else scontrol, else sacct; unknown jobs are omitted."""
+"""States of jobs from squeue, else sacct; unknown jobs are omitted."""
 
 import re
 import subprocess
@@ -23,7 +23,7 @@ class JobState:
     reason: str = ""
     """Why the job is pending, or the nodes that it runs on."""
     requeues: int = 0
-    """Number of requeues, if squeue or scontrol knows the job."""
+    """Number of requeues, if squeue knows the job."""
 
     @property
     def starts(self) -> int:
@@ -40,18 +40,13 @@ def job_states(jobs: Iterable[str]) -> dict[str, JobState]:
     wanted = {job for job in jobs if re.fullmatch(r"\d+(_\d+)?", job, re.ASCII)}
     if not wanted:
         return {}
-    known = {job: state for job, state in _queue().items() if job in wanted}
-    for job in wanted - set(known):
-        state = _controller(job)
-        if state is not None:
-            known[job] = state
-    known |= _accounting(wanted - set(known))
-    return known
+    known = _queue(wanted)
+    return known | _accounting(wanted - set(known))
 
 
 def job_state(job: str) -> str | None:
     """Return the controller's current state of a job; None if it is unknown."""
-    found = _controller(job)
+    found = _queue({job}).get(job)
     return found.state if found else None
 
 
@@ -66,9 +61,12 @@ def run_program(*command: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def _queue() -> dict[str, JobState]:
-    """Return the user's pending and running jobs, with one entry per array element."""
-    output = run_program("squeue", "--me", "--array", "--noheader", f"--Format={QUEUE_FORMAT}")
+def _queue(jobs: set[str]) -> dict[str, JobState]:
+    """Return the states of jobs, also of recently ended ones, that the controller knows."""
+    output = run_program(
+        "squeue", "--array", "--noheader", "--states=all", f"--Format={QUEUE_FORMAT}",
+        f"--jobs={','.join(sorted(jobs))}",
+    )  # fmt: skip
     states = {}
     for line in (output or "").splitlines():
         words = [word.strip() for word in line.split("|", 4)]
@@ -78,18 +76,7 @@ def _queue() -> dict[str, JobState]:
         job = job if element == "N/A" else f"{job}_{element}"
         reason = reason.strip("()") if state == "PENDING" else reason
         states[job] = JobState(state, reason, int(requeues) if requeues.isdecimal() else 0)
-    return states
-
-
-def _controller(job: str) -> JobState | None:
-    output = run_program("scontrol", "show", "job", "--oneliner", job)
-    state = re.search(r"\bJobState=(\w+)", output or "")
-    if not state:
-        return None
-    reason = re.search(r"\bReason=(\S+)", output or "")
-    said = reason[1] if reason and reason[1] != "None" else ""
-    requeues = re.search(r"\bRestarts=(\d+)", output or "")
-    return JobState(state[1], said, int(requeues[1]) if requeues else 0)
+    return {job: state for job, state in states.items() if job in jobs}
 
 
 def _accounting(jobs: set[str]) -> dict[str, JobState]:

@@ -7,7 +7,7 @@ import pytest
 from slurm_cluster import Cluster, missing_programs, start_cluster
 
 from slurm import squeue
-from slurm.squeue import JobState, job_states
+from slurm.squeue import JobState, job_state, job_states
 
 needs_slurm = pytest.mark.skipif(bool(missing_programs()), reason="no SLURM: run make slurm-deps")
 
@@ -30,7 +30,7 @@ def test_queue_is_read_with_requeues_and_elements_of_arrays(cluster: Cluster, mo
     held = JobState("PENDING", "JobHeldUser")
     requeued = JobState("PENDING", "BeginTime", 1)
     assert job_states([str(job), *elements]) == dict.fromkeys(elements, held) | {str(job): requeued}
-    assert squeue._controller(str(job)) == requeued
+    assert job_state(str(job)) == "PENDING"
     cluster.run("scancel", str(array), str(job))
 
 
