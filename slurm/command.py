@@ -80,11 +80,7 @@ class Task:
 
 
 def parse_task(command_line: CommandLine, kind: str, arguments: Sequence[str]) -> Task:
-    """Parse a command line into a task.
-
-    Raises:
-        UserError: the command cannot be submitted, or an argument is wrong.
-    """
+    """Parse a command line into a task."""
     if kind not in KINDS:
         raise UserError(f"{kind!r} cannot be submitted; choose from {', '.join(KINDS)}")
     given = list(arguments)
@@ -112,9 +108,6 @@ def follow_up(first: Task, words: str) -> Task:
     Args:
         first: the task that trains.
         words: KIND, or KIND=RECIPE with the name or path of a config.
-
-    Raises:
-        UserError: the kind is unknown or cannot follow the first one, or it needs a recipe.
     """
     kind, _, recipe = words.partition("=")
     after_training = (*PROBES, "finetune", *(() if first.kind == "pretrain" else ("evaluate",)))
@@ -188,12 +181,7 @@ def sweep_tasks(first: Task, sweep: Sequence[str]) -> list[Task]:
 
 
 def freeze_configs(given: Task, folder: Path) -> Task:
-    """Copy a task's config files, so that later edits do not change a pending job.
-
-    Args:
-        given: the task.
-        folder: folder of the copies, which are named by their content.
-    """
+    """Copy a task's config files to a folder, so that later edits do not change a pending job."""
     arguments = replace_config_names(given.arguments, lambda name: _copied(name, folder))
     return replace(given, arguments=arguments)
 

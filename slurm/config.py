@@ -109,11 +109,7 @@ class ClusterConfig:
 
     @property
     def gpus(self) -> int:
-        """Number of GPUs per node, without their type.
-
-        Raises:
-            UserError: `gpus_per_node` is neither a number nor TYPE:NUMBER.
-        """
+        """Number of GPUs per node, without their type."""
         found = re.fullmatch(r"(?:[\w.-]+:)?(-?\d+)", str(self.gpus_per_node), re.ASCII)
         if found is None:
             raise UserError(

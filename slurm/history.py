@@ -34,13 +34,8 @@ def restarts(events: list[Event], job: str | None = None, known_starts: int = 0)
 def last_error(run: Path, events: list[Event], job: str | None, ended: bool) -> str:
     """Return a run's last error; empty if there is none.
 
-    An error before the last start is marked: the run has continued since.
-
-    Args:
-        run: its folder.
-        events: its events.
-        job: its last job, whose log is read if no event names an error.
-        ended: whether the job has ended.
+    An error before the last start is marked: the run has continued since. If no event names an
+    error, that of an ended job is the last line of its log.
     """
     failures = [place for place, event in enumerate(events) if event["event"] in FAILURES]
     if failures:

@@ -29,7 +29,7 @@ from mae_et.runtime.console import say
 from slurm.events import record_event, this_job
 from slurm.private import PRIVATE, current_umask
 from slurm.squeue import job_state, run_program
-from slurm.stop_deadline import StopDeadline
+from slurm.stop_deadline import stop_deadline
 
 PORT_SECONDS = 300
 
@@ -72,7 +72,7 @@ class Job:
             lost = max(0, logged - saved)
             record_event(self.folder, "started", node=node_name(), step=saved, lost=lost)
         began = time.monotonic()
-        with StopDeadline(self.grace, self._give_up):
+        with stop_deadline(self.grace, self._give_up):
             try:
                 self.run(list(self.words))
             except (Interrupted, Stopped) as stop:

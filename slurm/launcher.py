@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.core.utils import FailedJobError
+from submitit.core.utils import FailedJobError, environment_variables
 from submitit.slurm.slurm import _make_sbatch_string
 
 from mae_et.errors import UserError, one_line
@@ -44,9 +44,8 @@ class Launcher:
     ):
         self.config, self.folder, self.code, self.name = config, folder.absolute(), code, name
         self.jobs = list(jobs)
-        runs = json.dumps([str(job.folder.absolute()) for job in jobs])
-        self.runs = runs
-        digest = hashlib.blake2b(runs.encode(), digest_size=6).hexdigest()
+        self.runs = json.dumps([str(job.folder.absolute()) for job in jobs])
+        digest = hashlib.blake2b(self.runs.encode(), digest_size=6).hexdigest()
         self.runs_file = self.folder / f"runs-{digest}.json"
 
     def script(self) -> str:
@@ -86,11 +85,7 @@ class Launcher:
         return f"SLURM would start it at {found[1]} on {found[2]}" if found else said
 
     def submit(self) -> list[submitit.Job[None]]:
-        """Submit the jobs and return submitit's handles, in order.
-
-        Raises:
-            UserError: SLURM rejects the job.
-        """
+        """Submit the jobs and return submitit's handles, in order."""
         executor = self._executor()
         with self._environment(), private_files(self.folder):
             write_text_atomically(self.runs_file, self.runs)
@@ -203,16 +198,7 @@ class Launcher:
         if self.config.executor != "local":
             yield
             return
-        kept = {name: os.environ.get(name) for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
-        before = kept["PYTHONPATH"]
-        os.environ["PYTHONPATH"] = f"{self.code.absolute()}{f':{before}' if before else ''}"
-        os.environ["PYTHONSAFEPATH"] = "1"
-        try:
-            with null_streams():
-                yield
-        finally:
-            for name, value in kept.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+        before = os.environ.get("PYTHONPATH")
+        path = f"{self.code.absolute()}{f':{before}' if before else ''}"
+        with environment_variables(PYTHONPATH=path, PYTHONSAFEPATH="1"), null_streams():
+            yield

@@ -43,11 +43,7 @@ _COUNTED: dict[str, int | None] = {}
 
 
 def check_root(data: DataConfig) -> None:
-    """Refuse unknown data, or data without a required data.root; warn if this machine lacks it.
-
-    Raises:
-        UserError: the error with which the run would fail.
-    """
+    """Refuse unknown data, or data without a required data.root; warn if this machine lacks it."""
     check_source(data)
     if data.root is None or data.root.is_file():
         if data.source in ROOTED:
@@ -79,9 +75,6 @@ def check_plan(config: PretrainConfig, ranks: int, may_wait: bool) -> None:
 
     Costs are counted by area, which does not require PyTorch. `may_wait`: the job may wait for
     another one that writes its images.
-
-    Raises:
-        UserError: the error with which the run would fail.
     """
     curriculum, data = curriculum_of(config), config.data
     images = _known_images(data, config.model.channels, may_wait)
@@ -105,11 +98,7 @@ def _known_images(data: DataConfig, channels: int, may_wait: bool) -> int | None
 
 
 def _count_in_time(data: DataConfig, channels: int) -> int | None:
-    """Open a folder of images as the run will; None if listing it takes long.
-
-    Raises:
-        UserError: the folder has no images, or the run would refuse them.
-    """
+    """Open a folder of images as the run will; None if listing it takes long."""
     if repr(data) not in _COUNTED:
         found: Future[int] = Future()
 
@@ -132,11 +121,7 @@ def _count_in_time(data: DataConfig, channels: int) -> int | None:
 
 
 def check_model_name(config: RunConfig) -> None:
-    """Refuse an encoder or a backbone that timm does not know.
-
-    Raises:
-        UserError: there is no such model.
-    """
+    """Refuse an encoder or a backbone that timm does not know."""
     for key in ("encoder", "backbone"):
         name = getattr(config.model, key, None)
         if name is not None and name not in ENCODERS:  # timm's, and no import takes seconds
@@ -148,9 +133,6 @@ def check_scoring(kind: str, config: ProbeConfig | EvaluateConfig) -> None:
 
     Other checkpoints are not read, since they may be large, or another job may write them, as it
     may finish a run.
-
-    Raises:
-        UserError: the error with which the command would fail.
     """
     check_scored_data(config)
     folder = config.checkpoint
@@ -181,9 +163,6 @@ def check_classifier(kind: str, config: ClassifierConfig, may_wait: bool) -> Non
     """Refuse fine-tuning without data, images without labels, and a batch larger than the dataset.
 
     `may_wait`: see `check_plan`.
-
-    Raises:
-        UserError: the error with which the run would fail.
     """
     if kind == "finetune":
         check_training_data(config, may_wait=True)
@@ -196,13 +175,7 @@ def check_classifier(kind: str, config: ClassifierConfig, may_wait: bool) -> Non
 def check_classes(data: DataConfig, kind: str) -> None:
     """Refuse a folder whose splits are not sorted into class folders, without listing the images.
 
-    Args:
-        data: the data.
-        kind: name of the command that needs classes, for errors.
-
-    Raises:
-        UserError: a split is missing, has images beside its class folders, or has fewer than two
-            class folders.
+    `kind` is the name of the command that needs classes, for errors.
     """
     root = data.root
     if data.source != "folder" or root is None or not root.is_dir() or _is_empty(root):

@@ -44,11 +44,7 @@ def make_private(folder: Path) -> None:
 
 @contextmanager
 def private_files(folder: Path) -> Iterator[None]:
-    """Create a private folder, and files in it that only this user can write to in the block.
-
-    Raises:
-        UserError: see `make_private`.
-    """
+    """Create a private folder, and files in it that only this user can write to in the block."""
     make_private(folder)
     kept = current_umask()
     os.umask(kept | PRIVATE)

@@ -13,9 +13,6 @@ def find_runs(folder: Path, depth: int = 3) -> list[Path]:
     Args:
         folder: folder of a run or of runs.
         depth: levels of subfolders, at most.
-
-    Raises:
-        UserError: there is no such folder.
     """
     if not folder.exists():
         raise UserError(f"there is no run folder {folder}")

@@ -88,9 +88,6 @@ def unfinished(folders: Sequence[Path]) -> dict[Path, str]:
 
     A finished run has the first such state of its follow-ups: `knn failed: reason`. Folders of
     sweeps are no runs.
-
-    Raises:
-        UserError: a folder does not exist.
     """
     runs = {
         run: folder

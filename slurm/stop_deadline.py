@@ -4,13 +4,16 @@ import faulthandler
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from mae_et.runtime.watchdog import EXIT_STATUS
 
 WATCHED = frozenset({signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM})
-EXIT_STATUS = 75  # EX_TEMPFAIL: try again later
 
 
-class StopDeadline:
+@contextmanager
+def stop_deadline(grace: float, act: Callable[[int], None]) -> Iterator[None]:
     """End the process if the block does not end within a grace period after a signal.
 
     Python runs signal handlers in the main thread, between two bytecode instructions; a main thread
@@ -21,29 +24,25 @@ class StopDeadline:
         grace: seconds from the first signal.
         act: called with the signal, in the thread, before the process ends.
     """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    over = threading.Event()
 
-    def __init__(self, grace: float, act: Callable[[int], None]):
-        self.grace, self.act = grace, act
-        self.over = threading.Event()
-
-    def __enter__(self) -> "StopDeadline":
-        self.reader, self.writer = os.pipe()
-        os.set_blocking(self.writer, False)
-        self.kept = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        signal.set_wakeup_fd(self.kept)
-        os.close(self.writer)  # ends the thread's read
-
-    def _watch(self) -> None:
-        while number := os.read(self.reader, 1):
-            if number[0] in WATCHED and not self.over.wait(self.grace):
+    def watch() -> None:
+        while number := os.read(reader, 1):
+            if number[0] in WATCHED and not over.wait(grace):
                 faulthandler.dump_traceback(all_threads=True)
                 try:
-                    self.act(number[0])
+                    act(number[0])
                 finally:
                     os._exit(EXIT_STATUS)
-        os.close(self.reader)
+        os.close(reader)
+
+    kept = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=watch, name="watchdog", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(kept)
+        os.close(writer)  # ends the thread's read

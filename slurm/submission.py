@@ -105,13 +105,7 @@ def submit(
 def submit_together(tasks: list[Task], cluster: ClusterConfig, root: Path) -> str:
     """Submit tasks of one kind as a job, or as an array if there are several; return its id.
 
-    Args:
-        tasks: the tasks.
-        cluster: resources of each.
-        root: folder of the copied code and the logs.
-
-    Raises:
-        UserError: the cluster or a folder is invalid; nothing is submitted.
+    `root` is the folder of the copied code and the logs.
     """
     _check(tasks, cluster, root)
     return _submit(tasks, cluster, root)

@@ -18,7 +18,6 @@ from slurm import job, retry
 from slurm.command import CommandLine, parse_task
 from slurm.config import ClusterConfig
 from slurm.events import START, log_file, read_events, record_event
-from slurm.stop_deadline import EXIT_STATUS
 from slurm.submission import _launcher
 
 
@@ -139,9 +138,9 @@ def test_ranks_share_a_port_through_the_folder(place: Path, inside) -> None:
 
 def test_stop_deadline_ends_a_blocked_process(place: Path) -> None:
     program = (
-        "import ctypes, signal, sys; from slurm.stop_deadline import StopDeadline\n"
+        "import ctypes, signal, sys; from slurm.stop_deadline import stop_deadline\n"
         "signal.signal(signal.SIGUSR2, lambda *_: print('handled'))\n"
-        "with StopDeadline(0.5, lambda number: print('acted', number, flush=True)):\n"
+        "with stop_deadline(0.5, lambda number: print('acted', number, flush=True)):\n"
         "    print('ready', flush=True)\n"
         "    while True: ctypes.CDLL(None).sleep(60)\n"
     )
@@ -150,7 +149,7 @@ def test_stop_deadline_ends_a_blocked_process(place: Path) -> None:
     assert stuck.stdout.readline() == "ready\n"
     stuck.send_signal(signal.SIGUSR2)
     out, err = stuck.communicate(timeout=20)
-    assert stuck.returncode == EXIT_STATUS
+    assert stuck.returncode == watchdog.EXIT_STATUS
     assert f"acted {int(signal.SIGUSR2)}" in out
     assert "Thread" in err  # its stack
 
