@@ -20,6 +20,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from mae_et.io.seals import check_digest
+from mae_et.runtime.watchdog import heartbeat
 
 _TAG = b"sha256:"
 _COMMENT = len(_TAG) + 64
@@ -53,7 +54,13 @@ class SealedArchive:
 
     Args:
         file: a new unbuffered file.
+
+    Attributes:
+        error: why a write failed, such as a full disk, which `torch.save` replaces by a
+            RuntimeError about file offsets, for paths too.
     """
+
+    error: OSError | None = None
 
     def __init__(self, file: RawIOBase):
         self.file = file
@@ -61,11 +68,7 @@ class SealedArchive:
         self._end = b""
 
     def write(self, content: Any) -> int:
-        """Write bytes, and return how many: all of them.
-
-        Raises:
-            OSError: the system cannot write them.
-        """
+        """Write bytes, and return how many: all of them."""
         view = memoryview(content).cast("B")
         length = len(view)
         if length < _END_LENGTH:
@@ -85,7 +88,6 @@ class SealedArchive:
 
         Raises:
             ValueError: what was written is not an archive, or has a comment.
-            OSError: the system cannot write it.
         """
         if not _is_end_without_comment(self._end):
             raise ValueError("not an archive without a comment")
@@ -93,10 +95,15 @@ class SealedArchive:
         self._put(_TAG + self._digest.hexdigest().encode("ascii"))
 
     def _put(self, content: bytes | memoryview) -> None:
+        heartbeat()  # a slow disk is not a hang, as long as it writes one tensor after the other
         self._digest.update(content)
         left = memoryview(content)
-        while left:  # the system may write a part, as of more than 2 GiB
-            left = left[self.file.write(left) :]
+        try:
+            while left:  # the system may write a part, as of more than 2 GiB
+                left = left[self.file.write(left) :]
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def check_archive(path: Path) -> bool:

@@ -80,9 +80,6 @@ def build_vit_of(weights: Weights, head: bool = False) -> VisionTransformer:
     Args:
         weights: an encoder; must record its number of heads if its width is not a published one.
         head: whether to load the classifier too, and a linear probe's normalisation before it.
-
-    Raises:
-        UserError: the weights have tensors that such a ViT does not have.
     """
     network, tensors = create_vit_of(weights, head)
     mismatch = describe_mismatch(tensors, network.state_dict())
@@ -190,9 +187,6 @@ def build_named(path: Path, architecture: str, key: str | None = None, head: boo
         architecture: timm's name of the network.
         key: state dict to load, if the file has several.
         head: whether to load the classifier too; its bias gives the number of classes.
-
-    Raises:
-        UserError: the file does not fit.
     """
     arguments = timm_arguments(path, architecture) | activation_of(path)
     network = create_vit(architecture, **arguments, num_classes=0)

@@ -9,17 +9,9 @@ from mae_et.errors import UserError
 
 
 def check_finite(path: Path, tensors: Mapping[str, Tensor], read: Iterable[str]) -> None:
-    """Refuse tensors with infinities or NaN, among those that are read.
+    """Refuse tensors with infinities or NaN, among those whose names are `read`.
 
     Others may have them on purpose, as the mask of CLIP's text tower.
-
-    Args:
-        path: the checkpoint, for errors.
-        tensors: its tensors by name.
-        read: names of the tensors that are read, if it has them.
-
-    Raises:
-        UserError: a tensor that is read is not finite.
     """
     for name in read:
         if name in tensors and not tensors[name].isfinite().all():

@@ -99,11 +99,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def read_with_timm_names(folder: Path) -> dict[str, Tensor]:
-    """Read the weights of a folder; those of transformers' ViTs are renamed to timm's names.
-
-    Raises:
-        UserError: see `read_tensors`.
-    """
+    """Read the weights of a folder; those of transformers' ViTs are renamed to timm's names."""
     tensors = read_tensors(folder)
     try:
         encoder, _, head = from_hugging_face(folder, tensors)
@@ -152,9 +148,6 @@ def to_hugging_face(
         encoder: timm's names.
         decoder: our names, and `pos_embed` [1 1+N width]; for a ViTMAE.
         head: `head.weight` and `head.bias`; for a ViTForImageClassification.
-
-    Raises:
-        UserError: a tensor has no counterpart there.
     """
     renamed = {}
     for part, tensors in (("encoder", encoder), ("decoder", decoder), ("head", head)):

@@ -29,11 +29,7 @@ NUMBERS: dict[str, tuple[type, ...]] = {
 
 
 def folder_of(path: Path) -> Path:
-    """Return the folder that transformers saved, of a weight file in it; other paths unchanged.
-
-    Raises:
-        UserError: the `config.json` beside the file cannot be read.
-    """
+    """Return the folder that transformers saved, of a weight file in it; other paths unchanged."""
     file = path.parent / "config.json"
     is_weights = path.name.removesuffix(".index.json") in WEIGHT_FILES and path.is_file()
     is_theirs = is_weights and file.is_file() and "model_type" in read_mapping(file)
@@ -77,11 +73,7 @@ def norm_eps_of(path: Path) -> float | None:
 
 
 def activation_of(path: Path) -> dict[str, Any]:
-    """Return timm's argument for the activation of a folder of transformers; empty for GELU.
-
-    Raises:
-        UserError: the activation is not in `ACTIVATIONS`, or `config.json` cannot be read.
-    """
+    """Return timm's argument for the activation of a folder of transformers; empty for GELU."""
     file = folder_of(path) / "config.json"
     about = read_mapping(file) if file.is_file() else {}
     name = str(about.get("hidden_act", "gelu") if "model_type" in about else "gelu")
@@ -92,11 +84,7 @@ def activation_of(path: Path) -> dict[str, Any]:
 
 
 def read_preprocessor(folder: Path) -> Preprocessing | None:
-    """Return the preprocessing in a folder's `preprocessor_config.json`; None without one.
-
-    Raises:
-        UserError: the file cannot be read, or an entry has the wrong type.
-    """
+    """Return the preprocessing in a folder's `preprocessor_config.json`; None without one."""
     path = folder / "preprocessor_config.json"
     return Preprocessing.of_hugging_face(read_mapping(path), path) if path.is_file() else None
 

@@ -33,9 +33,6 @@ def inherited_settings(path: Path, config: ModelConfig, key: str | None = None) 
 
     These are the image statistics, if recorded, and the grid of fixed positions, if it is not the
     config's. The weights are kept for the next `load_weights`.
-
-    Raises:
-        UserError: the weights cannot be read.
     """
     weights = peek_weights(path, key)
     settings = weights.preprocessing.data_settings() if weights.preprocessing else {}
@@ -93,9 +90,6 @@ def _initialise(
     grid of the weights, as for a smaller bandwidth. A learned table is dropped, except
     for the class token's position, which is added to the class token. The patch embedding of
     another patch size is resampled by the pseudo-inverse (FlexiViT, arXiv 2212.08013).
-
-    Raises:
-        UserError: the encoders differ in width, depth, heads or channels.
     """
     heads = _encoder_heads(weights)
     _check_same_encoder(model, config, weights, heads)

@@ -119,11 +119,7 @@ def is_sincos(positions: Tensor, table: Tensor) -> bool:
 
 
 def num_heads_of(part: Literal["encoder", "decoder"], width: int, given: int | None) -> int:
-    """Return a transformer's number of heads: as given, or as published for its width.
-
-    Raises:
-        UserError: the number is neither given nor published, or does not divide the width.
-    """
+    """Return a transformer's number of heads: as given, or as published for its width."""
     heads = given or PUBLISHED_HEADS[part].get(width)
     if heads is None:
         raise UserError(

@@ -76,13 +76,7 @@ def fold_probe(head: Tensors) -> Tensors:
 def check_plain_vit(path: Path, tensors: Tensors, names: Iterable[str]) -> None:
     """Refuse an encoder without the tensors from which readers infer its sizes.
 
-    Args:
-        path: the checkpoint, for errors.
-        tensors: the encoder, under timm's names.
-        names: names of all tensors, by which other networks are recognised.
-
-    Raises:
-        UserError: one is missing, or of another shape.
+    `names` are those of all tensors, by which other networks are recognised.
     """
     lacking = [name for name in ("patch_embed.proj.weight", "pos_embed") if name not in tensors]
     if lacking and (network := recognise_network(names)):

@@ -1,6 +1,8 @@
 """Preprocessing of an encoder's images: stored with its weights, inherited downstream."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +12,19 @@ from mae_et.runtime.console import is_main, say
 
 # Fixed for all evaluation views of mae-et.
 INTERPOLATION, CROP_MODE = "bicubic", "center"
-# Errors that entries of wrong types and values raise.
-_DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 # Pillow's and Hugging Face's numbers of the filters.
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+
+
+@contextmanager
+def _refuse_damage(
+    path: object, damage: str = "its statistics or sizes are not numbers"
+) -> Iterator[None]:
+    """Raise a `UserError` for the errors that entries of wrong types and values raise."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        raise UserError(f"{path} is damaged: {damage}") from None
 
 
 @dataclass(frozen=True)
@@ -40,12 +51,8 @@ class Preprocessing:
 
     @classmethod
     def of_timm(cls, config: Any, path: object = "timm") -> "Preprocessing | None":
-        """Return the preprocessing in timm's `pretrained_cfg` (mapping); None without statistics.
-
-        Raises:
-            UserError: an entry has the wrong type.
-        """
-        try:
+        """Return the preprocessing in timm's `pretrained_cfg`; None without statistics."""
+        with _refuse_damage(path):
             if not config or not config.get("mean"):
                 return None
             height, width = config.get("input_size", (3, 224, 224))[-2:]
@@ -53,8 +60,6 @@ class Preprocessing:
                 config["mean"], config["std"], config.get("crop_pct") or 0.875, (height, width),
                 config.get("interpolation") or INTERPOLATION, config.get("crop_mode") or CROP_MODE,
             )  # fmt: skip
-        except _DAMAGE:
-            raise UserError(f"{path} is damaged: its statistics or sizes are not numbers") from None
 
     @classmethod
     def of_timm_model(cls, name: str) -> "Preprocessing | None":
@@ -66,12 +71,8 @@ class Preprocessing:
 
     @classmethod
     def of_hugging_face(cls, about: dict[str, Any], path: object) -> "Preprocessing | None":
-        """Return the preprocessing in a `preprocessor_config.json`; None without statistics.
-
-        Raises:
-            UserError: an entry has the wrong type.
-        """
-        try:
+        """Return the preprocessing in a `preprocessor_config.json`; None without statistics."""
+        with _refuse_damage(path):
             statistics = _statistics(about)
             if statistics is None:
                 return None
@@ -83,28 +84,18 @@ class Preprocessing:
                 crop = resized
             name = _RESAMPLING.get(about.get("resample", 3), INTERPOLATION)
             return cls._checked(*statistics, share, crop, name, mode)
-        except _DAMAGE:
-            raise UserError(f"{path} is damaged: its statistics or sizes are not numbers") from None
 
     @classmethod
     def from_dict(cls, entries: Any, path: object) -> "Preprocessing":
-        """Build a preprocessing from its fields in decoded JSON.
-
-        Raises:
-            UserError: the entries are not such fields.
-        """
-        try:
+        """Build a preprocessing from its fields in decoded JSON."""
+        with _refuse_damage(path, "mae_et.preprocessing has other entries"):
             return cls._checked(**entries)
-        except _DAMAGE:
-            raise UserError(f"{path} is damaged: mae_et.preprocessing has other entries") from None
 
     @classmethod
     def from_json(cls, text: Any, path: object) -> "Preprocessing":
         """Parse the JSON text that our files record; see `from_dict`."""
-        try:
+        with _refuse_damage(path, "mae_et.preprocessing is not JSON"):
             entries = json.loads(text)
-        except (TypeError, ValueError):
-            entries = None
         return cls.from_dict(entries, path)
 
     @classmethod
@@ -145,13 +136,7 @@ class Preprocessing:
 
 
 def report_preprocessing(recorded: Preprocessing | None, data: DataConfig, path: object) -> None:
-    """Report differences from the training preprocessing, if known, in one line from rank 0.
-
-    Args:
-        recorded: how the images of the checkpoint's training were prepared; None if unknown.
-        data: how they are prepared now.
-        path: the checkpoint.
-    """
+    """Report in one line, from rank 0, how images are prepared otherwise than in the training."""
     if not is_main():
         return
     if recorded is None:

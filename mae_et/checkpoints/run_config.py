@@ -66,21 +66,13 @@ def _without_others(text: str) -> str:
 
 
 def config_from_checkpoint(text: str, path: Path) -> PretrainConfig:
-    """Return the config in a checkpoint or run folder, with read-only data.
-
-    Raises:
-        UserError: the text is not a pre-training config; the sentence names the path.
-    """
+    """Return the config in a checkpoint or run folder, with read-only data."""
     config = recorded_config(text, PretrainConfig, path)
     return replace(config, data=read_only_data(config.data))
 
 
 def config_of_run(folder: Path) -> PretrainConfig | None:
-    """Return the config of a pre-training run folder; None for any other path.
-
-    Raises:
-        UserError: the config cannot be read.
-    """
+    """Return the config of a pre-training run folder; None for any other path."""
     path = folder / "config.yaml"
     if (folder / "classes.json").is_file() or not path.is_file():
         return None  # a classifier's run has a config of another type
@@ -100,21 +92,13 @@ def read_only_data(data: DataConfig) -> DataConfig:
 
 
 def read_classifier_description(folder: Path) -> dict[str, Any]:
-    """Return the classes, encoder, heads and grid that a classifier's run folder records.
-
-    Raises:
-        UserError: `classes.json` cannot be read, or an entry has the wrong type.
-    """
+    """Return the classes, encoder, heads and grid that a classifier's run folder records."""
     path = folder / "classes.json"
     return check_classifier_description(read_sealed(path), path)
 
 
 def check_classifier_description(about: Any, path: Path) -> dict[str, Any]:
-    """Check the types of a classifier's description.
-
-    Raises:
-        UserError: an entry has the wrong type.
-    """
+    """Check the types of a classifier's description."""
     about = about if isinstance(about, dict) else {}
     classes, heads, grid = about.get("classes"), about.get("encoder_num_heads"), about.get("grid")
     norm_eps = about.get("norm_eps")

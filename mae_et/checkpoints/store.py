@@ -49,7 +49,7 @@ def save_checkpoint(
 
     def write(temporary: Path) -> None:
         with temporary.open("wb", buffering=0) as file:
-            archive = _Archive(file)
+            archive = SealedArchive(file)
             try:
                 torch.save(payload, archive)  # type: ignore[arg-type]
             except RuntimeError:
@@ -61,23 +61,6 @@ def save_checkpoint(
 
     write_atomically(path, write)
     return path
-
-
-class _Archive(SealedArchive):
-    """A sealed archive that records why a write failed (a full disk, a quota).
-
-    torch.save replaces the system's error by a RuntimeError about file offsets, for paths too.
-    """
-
-    error: OSError | None = None
-
-    def write(self, content: Any) -> int:
-        heartbeat()  # a slow disk is not a hang, as long as it writes one tensor after the other
-        try:
-            return super().write(content)
-        except OSError as error:
-            self.error = error
-            raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -21,9 +21,6 @@ def stored_config(path: Path, key: str | None = None) -> PretrainConfig | None:
     """Return the config of a run folder or of one of our checkpoints; None for other checkpoints.
 
     A file is read in full, and kept for the next `load_weights`.
-
-    Raises:
-        UserError: the checkpoint cannot be read.
     """
     if not path.exists() or (path / "classes.json").is_file() or (path / "config.json").is_file():
         return None  # a model of timm's hub, a classifier's run, or a Hugging Face folder
@@ -42,9 +39,6 @@ def stored_preprocessing(
         key: choice among several sets of weights in a file.
         architecture: timm's name of the network in a file that only timm can read; its
             preprocessing is in timm's `config.json` beside the file, or published by timm.
-
-    Raises:
-        UserError: the checkpoint cannot be read.
     """
     architecture = architecture or timm_architecture(path)
     if architecture is not None or not path.exists():
@@ -62,11 +56,7 @@ def stored_preprocessing(
 
 
 def stored_channels(path: Path, key: str | None = None) -> int | None:
-    """Return the image channels of a checkpoint's encoder; None for a model name on a hub.
-
-    Raises:
-        UserError: the checkpoint cannot be read.
-    """
+    """Return the image channels of a checkpoint's encoder; None for a model name on a hub."""
     if not path.exists():
         return None
     config = config_of_run(path)
@@ -81,9 +71,6 @@ def stored_data(
     """Return the data of a checkpoint's run, or default data with the statistics it records.
 
     None for checkpoints that record neither; see `stored_preprocessing` for the arguments.
-
-    Raises:
-        UserError: the checkpoint cannot be read.
     """
     config = None if architecture is not None else stored_config(path, key)
     if config is not None:

@@ -13,11 +13,7 @@ TRACELESS = ("act_layer", "attn_layer", "block_fn", "mlp_layer", "norm_layer")
 
 
 def read_timm_config(path: Path) -> dict[str, Any]:
-    """Return the `config.json` in a folder or beside a file, if of a timm model; empty otherwise.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """Return the `config.json` in a folder or beside a file, if of a timm model; else empty."""
     file = (path if path.is_dir() else path.parent) / "config.json"
     about = read_mapping(file) if path.exists() and file.is_file() else {}
     by_timm = about.get("model_type", "timm_wrapper") == "timm_wrapper"  # transformers' wrapper
@@ -27,11 +23,7 @@ def read_timm_config(path: Path) -> dict[str, Any]:
 
 
 def timm_preprocessing(path: Path) -> Preprocessing | None:
-    """Return the preprocessing in the `config.json` of a folder or beside a file, if any.
-
-    Raises:
-        UserError: it cannot be read, or an entry has the wrong type.
-    """
+    """Return the preprocessing in the `config.json` of a folder or beside a file, if any."""
     about = read_timm_config(path)
     return Preprocessing.of_timm(about.get("pretrained_cfg"), f"the config.json of {path}")
 
@@ -54,11 +46,7 @@ def timm_arguments(path: Path, architecture: str | None) -> dict[str, Any]:
 
 
 def refuse_traceless(path: Path, arguments: dict[str, Any]) -> None:
-    """Refuse timm's arguments for a network that is built without them.
-
-    Raises:
-        UserError: an argument changes the features but not the tensors.
-    """
+    """Refuse timm's arguments for a network that is built without them."""
     if traceless := listed([key for key in TRACELESS if arguments.get(key) is not None]):
         raise UserError(
             f"{path} records {traceless} of its network, which only embed, knn, linear-probe and "

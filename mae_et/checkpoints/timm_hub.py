@@ -22,11 +22,7 @@ def no_checkpoint(path: Path) -> UserError:
 
 
 def fetch_from_hub(name: str, **arguments: Any) -> Any:
-    """Create a timm model with its published weights.
-
-    Raises:
-        UserError: the model cannot be fetched or built.
-    """
+    """Create a timm model with its published weights."""
     try:
         return timm.create_model(name, pretrained=True, **arguments)
     except Exception as error:  # whatever the hub's client raises

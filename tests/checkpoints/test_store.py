@@ -8,7 +8,7 @@ from sealing import seal_archive
 from train_state import state
 
 from mae_et import Curriculum, UserError
-from mae_et.checkpoints import store
+from mae_et.checkpoints import checksums
 from mae_et.checkpoints.checksums import check_archive
 from mae_et.checkpoints.store import (
     checkpoint_step,
@@ -181,7 +181,7 @@ def test_checkpoints_sort_by_step_beyond_eight_digits(tmp_path: Path) -> None:
 
 def test_each_tensor_that_is_written_counts_as_progress(tmp_path: Path, monkeypatch) -> None:
     beats: list[int] = []
-    monkeypatch.setattr(store, "heartbeat", lambda: beats.append(1))
+    monkeypatch.setattr(checksums, "heartbeat", lambda: beats.append(1))
     saved = state()
     save_checkpoint(tmp_path, saved.to_dict(), "seed: 0", {})
     assert len(beats) >= 3 * len(list(saved.model.parameters()))  # weights and two moments
