@@ -146,11 +146,7 @@ def build(
     world: DistributedContext,
     saved: dict[str, Any] | None,
 ) -> Run:
-    """Build the run of a network, new or restored from a checkpoint.
-
-    Raises:
-        UserError: the network or its micro-batches do not support the config.
-    """
+    """Build the run of a network, new or restored from a checkpoint."""
     efficiency = config.efficiency
     if efficiency.sharding != "none":
         raise UserError("efficiency.sharding is for pre-training; classifiers fit without")

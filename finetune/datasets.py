@@ -44,11 +44,7 @@ def open_labelled(
 
 
 def open_splits(opening: Opening[Splits]) -> Splits:
-    """Open the splits of a classifier, and print a summary of its run.
-
-    Raises:
-        UserError: images have no labels, or the splits differ in their classes.
-    """
+    """Open the splits of a classifier, and print a summary of its run."""
     config: ClassifierConfig = opening.config
     train = open_labelled(config.data, "train", config.model.channels, "a classifier")
     opening.say(data=describe_data(config.data, train))

@@ -7,12 +7,11 @@ from typing import Any
 from finetune.class_matching import SelectedClasses, match_classes
 from finetune.config import ClassifierConfig
 from finetune.datasets import open_labelled
-from finetune.image_size import Size
 from finetune.provenance import changed_settings, digest_of_weights, inputs_of, origin_of
 from finetune.run_folder import check_scores_folder, data_to_evaluate, read_classifier_config
 from finetune.scores import score, write_tables
 from finetune.scoring_config import EvaluateConfig
-from finetune.trained_classifier import load_classifier
+from finetune.trained_classifier import TrainedClassifier, load_classifier
 from mae_et.checkpoints.preprocessing import report_preprocessing
 from mae_et.checkpoints.stored_settings import stored_preprocessing
 from mae_et.checkpoints.timm_hub import require_checkpoint
@@ -50,8 +49,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     with distributed_session(config, config) as (world, _):
         with fail_together(world):
             task = _open(config)
-        network, source, size = task.network, task.source, task.image_size
-        facts = {"the number of images": len(source), "the digest of their names": task.digest}
+            digest = fingerprint(task.source)
+        network, source, size = task.network, task.source, task.classifier.image_size
+        facts = {"the number of images": len(source), "the digest of their names": digest}
         check_ranks_agree(facts, world)
         check_same_start(network, None, world)
         dtype = autocast_dtype(config.precision, world.device)
@@ -63,12 +63,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if math.isnan(scores.loss):
         raise UserError(f"{config.checkpoint} gives logits that are not numbers (NaN)")
     results = {"data": str(task.data.root or task.data.source)} | task.changed | scores.summary()
-    if len(source.classes) < task.outputs:
-        results |= {"classes": len(source.classes), "classes_of_checkpoint": task.outputs}
+    trained: Any = task.classifier.network
+    if len(source.classes) < trained.num_classes:
+        results |= {"classes": len(source.classes), "classes_of_checkpoint": trained.num_classes}
     results["provenance"] = {
         **origin_of(config.checkpoint),
         "weights_of": config.weights,
-        **inputs_of(task.weights, task.data, size, config),
+        **inputs_of(digest_of_weights(trained), task.data, size, config),
         "val_images": len(source),
     }
     if config.output is not None and world.is_main:
@@ -84,15 +85,10 @@ class _Task:
     network: Any
     source: Any
     data: DataConfig
-    image_size: Size
-    digest: str
-    """Digest of the images' names and labels."""
-    weights: str
-    """Digest of the network's weights."""
+    classifier: TrainedClassifier
+    """The checkpoint's, with all of its classes."""
     changed: dict[str, str]
     """Settings that differ from the defaults, as `settings`."""
-    outputs: int
-    """Classes of the checkpoint."""
 
 
 def _open(config: EvaluateConfig) -> _Task:
@@ -107,7 +103,6 @@ def _open(config: EvaluateConfig) -> _Task:
     report_preprocessing(recorded, data, config.checkpoint)
     check_statistics(data, classifier.channels)
     source = open_labelled(data, "val", classifier.channels, "an evaluation", own_classes=True)
-    digest = fingerprint(source)
     if held_out:
         total = len(source) + len(open_dataset(data, "train", classifier.channels))
         notify(f"scoring the {len(source)} of {total} images that were held out in training")
@@ -124,14 +119,10 @@ def _open(config: EvaluateConfig) -> _Task:
     notify(f"classes {match}")
     if indices != list(range(outputs)):
         network = SelectedClasses(network, indices)
-    weights = digest_of_weights(classifier.network)
     usual = recorded or data
     changed = [(key, getattr(data, key), getattr(usual, key)) for key in STATISTICS]
     changed.append(("weights", config.weights, "last"))
-    return _Task(
-        network, source, data, classifier.image_size, digest, weights, changed_settings(changed),
-        outputs,
-    )  # fmt: skip
+    return _Task(network, source, data, classifier, changed_settings(changed))
 
 
 def _all_images(data: DataConfig, run: ClassifierConfig | None) -> tuple[DataConfig, bool]:

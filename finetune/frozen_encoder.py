@@ -73,10 +73,7 @@ class FrozenEncoder:
         if size != self.image_size and not self.takes_any_size:
             try:
                 self.network.set_input_size(img_size=size)
-            except (
-                AssertionError,
-                AttributeError,
-            ) as error:  # hybrids, networks without it
+            except (AssertionError, AttributeError) as error:  # hybrids, networks without it
                 kind = type(self.network).__name__
                 raise UserError(f"image_size: timm cannot resize this {kind}") from error
         return replace(self, image_size=size, resized=size != self.image_size)
@@ -85,16 +82,10 @@ class FrozenEncoder:
 def open_encoder_and_data(
     config: FrozenNetworkConfig, needs_images: bool = True
 ) -> tuple[FrozenEncoder, DataConfig]:
-    """Open the encoder of a config at its image size, and choose its data.
-
-    The data are the given ones, else the training data.
+    """Open the encoder of a config at its image size, with the given data or else its own.
 
     Differences from the encoder's training preprocessing are printed. Without `needs_images`, only
     the statistics of the data are used, which default to ImageNet's.
-
-    Raises:
-        UserError: see `open_encoder` and `FrozenEncoder.at_size`; or no data are given, and the
-            checkpoint records none.
     """
     path = config.checkpoint
     if needs_images:
@@ -118,11 +109,7 @@ def open_encoder(
     architecture: str | None = None,
     key: str | None = None,
 ) -> FrozenEncoder:
-    """Open the encoder of a checkpoint; see `mae_et.checkpoints.encoders.load_encoder`.
-
-    Raises:
-        UserError: there is no such checkpoint, or it is not a vision transformer.
-    """
+    """Open the encoder of a checkpoint; see `mae_et.checkpoints.encoders.load_encoder`."""
     architecture = architecture or timm_architecture(path)
     if architecture is not None or not path.exists():
         network = load_encoder(path, encoder_num_heads, architecture, key)

@@ -14,11 +14,7 @@ from mae_et.errors import UserError
 
 
 def block_indices(encoder: FrozenEncoder, layers: Sequence[int]) -> list[int]:
-    """Return the indices of blocks counted from 1, or from -1, the last.
-
-    Raises:
-        UserError: the encoder has no such block.
-    """
+    """Return the indices of blocks counted from 1, or from -1, the last."""
     blocks = getattr(encoder.network, "blocks", None)
     if blocks is None or not hasattr(encoder.network, "norm"):
         raise UserError(f"layers: a {type(encoder.network).__name__} has no list of blocks")

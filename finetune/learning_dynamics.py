@@ -129,11 +129,7 @@ def check_same_settings(folder: Path, config: DynamicsConfig) -> None:
 
 
 def score_checkpoint(config: DynamicsConfig, path: Path) -> Row:
-    """Return a checkpoint's step, compute and accuracies in percent.
-
-    Raises:
-        UserError: the checkpoint does not load.
-    """
+    """Return a checkpoint's step, compute and accuracies in percent."""
     try:
         saved = load_checkpoint(path)
     except ValueError as error:

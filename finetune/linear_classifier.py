@@ -52,9 +52,9 @@ class LinearProbe(NamedTuple):
     head: Tensor
     """[1 D+1 C], the bias last."""
     learning_rate: float
-    """Learning rate that was chosen."""
+    """As in `ProbeResult`."""
     held_out_accuracy: float
-    """Top-1 of that learning rate on the held-out training images, in percent."""
+    """Likewise."""
 
     def accuracy(self, val: tuple[Tensor, Tensor]) -> float:
         """Return the top-1 accuracy on features [N D] and labels [N], in percent."""

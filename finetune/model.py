@@ -15,11 +15,7 @@ from mae_et.errors import UserError
 
 
 def build_classifier(config: NetworkConfig, classes: int) -> nn.Module:
-    """Build a config's network for a number of classes.
-
-    Raises:
-        UserError: the checkpoint or the backbone cannot be used.
-    """
+    """Build a config's network for a number of classes."""
     if config.backbone is not None:
         return build_backbone(config, classes)
     assert config.checkpoint is not None  # NetworkConfig requires one of the two
@@ -34,9 +30,6 @@ def load_run_network(config: NetworkConfig, folder: Path, tensors: dict[str, Ten
     """Build a run's network from its own weights; its initial checkpoint may be gone.
 
     The folder's classes.json records the classes, heads and grid.
-
-    Raises:
-        UserError: the weights do not fit the config, or classes.json is damaged.
     """
     described = read_classifier_description(folder)
     classes = len(described["classes"])

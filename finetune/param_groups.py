@@ -25,7 +25,8 @@ def parameter_groups(network: Any, weight_decay: float, layer_decay: float) -> l
 
     Source: MAE's fine-tuning (arXiv 2111.06377, appendix A), after BEiT.
     """
-    exempt = {name for name in _no_weight_decay(network) if "relative_position_bias" not in name}
+    exempt = getattr(network, "no_weight_decay", set)()
+    exempt = {name for name in exempt if "relative_position_bias" not in name}
     if layer_decay < 1:
         groups = param_groups_layer_decay(
             network, 1.0, no_weight_decay_list=exempt, layer_decay=layer_decay
@@ -61,10 +62,6 @@ def build_optimizer(network: Any, config: ClassifierOptimConfig) -> torch.optim.
     if config.optimizer == "lamb":
         return Lamb(groups, lr=config.lr, betas=config.betas, max_grad_norm=config.clip_grad)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
-
-
-def _no_weight_decay(network: Any) -> set[str]:
-    return set(network.no_weight_decay()) if hasattr(network, "no_weight_decay") else set()
 
 
 def _with_full_rate_of_final_norm(

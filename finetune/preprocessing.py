@@ -9,11 +9,7 @@ from mae_et.checkpoints.timm_config import timm_preprocessing
 
 
 def preprocessing_of_start(config: NetworkConfig) -> Preprocessing | None:
-    """Return the preprocessing recorded for the initial weights; None if there is none.
-
-    Raises:
-        UserError: the checkpoint cannot be read.
-    """
+    """Return the preprocessing recorded for the initial weights; None if there is none."""
     if config.backbone is None:
         assert config.checkpoint is not None  # NetworkConfig requires one of the two
         return stored_preprocessing(config.checkpoint, config.checkpoint_key)

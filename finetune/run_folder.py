@@ -34,11 +34,9 @@ def read_classifier_config(path: str | Path) -> ClassifierConfig | None:
 
 
 def default_output(start: Path, probe: Probe) -> Path:
-    """Return the run folder of a fine-tuning that names none: a folder of its own for each start.
+    """Return the run folder of a fine-tuning that names none: one of its own for each checkpoint.
 
-    Args:
-        start: checkpoint; a run folder, also of a job that waits, gets a subfolder.
-        probe: what is trained.
+    In a run folder, also of a job that waits, it is a subfolder.
     """
     kind = "finetune" if probe == "none" else f"finetune-{probe}"
     if (start / "config.yaml").is_file() or (start / "slurm").is_dir():
@@ -69,14 +67,9 @@ def check_scored_data(config: FrozenNetworkConfig) -> None:
 
 
 def check_training_data(config: ClassifierConfig, may_wait: bool = False) -> None:
-    """Refuse to fine-tune without data.
+    """Refuse to fine-tune without data, which also a checkpoint may name.
 
-    Args:
-        config: the config, with the data that its checkpoint names.
-        may_wait: whether another job may write a missing checkpoint, which may name data.
-
-    Raises:
-        UserError: neither the config nor its checkpoint names data, or there is no checkpoint.
+    `may_wait`: another job may write a missing checkpoint.
     """
     if config.data.name or config.data.root:
         return

@@ -1,7 +1,5 @@
 """Top-1, top-5, loss and confusion matrix of a classifier, computed over all ranks."""
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from mae_et.data.loader import batches_of, data_loader
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.io.atomic import write_text_atomically
 from mae_et.monitoring.progress import Progress
-from mae_et.monitoring.tables import csv_cell
+from mae_et.monitoring.tables import csv_table
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
@@ -110,23 +108,18 @@ def write_tables(folder: Path, scores: Scores, classes: list[str]) -> None:
 
     Its rows are true classes, its columns predicted ones.
     """
-    rows = [["class", "images", "recall", "precision"]]
     counts = (scores.images.tolist(), scores.correct.tolist(), scores.predicted.tolist())
-    for name, images, correct, predicted in zip(classes, *counts, strict=True):
-        rows.append([name, str(images), _percent(correct, images), _percent(correct, predicted)])
-    _write_csv(folder / "classes.csv", rows)
+    rows = [
+        [name, str(images), _percent(correct, images), _percent(correct, predicted)]
+        for name, images, correct, predicted in zip(classes, *counts, strict=True)
+    ]
+    table = csv_table(["class", "images", "recall", "precision"], rows)
+    write_text_atomically(folder / "classes.csv", f"{table}\n")
     if scores.confusion is not None:
-        rows = [["", *classes]]
-        for name, row in zip(classes, scores.confusion.tolist(), strict=True):
-            rows.append([name, *map(str, row)])
-        _write_csv(folder / "confusion.csv", rows)
+        confusion = zip(classes, scores.confusion.tolist(), strict=True)
+        table = csv_table(["", *classes], [[name, *map(str, row)] for name, row in confusion])
+        write_text_atomically(folder / "confusion.csv", f"{table}\n")
 
 
 def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.2f}" if whole else ""
-
-
-def _write_csv(path: Path, rows: list[list[str]]) -> None:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([[csv_cell(each) for each in row] for row in rows])
-    write_text_atomically(path, text.getvalue())

@@ -41,11 +41,7 @@ class TrainedClassifier:
 
 
 def load_classifier(config: EvaluateConfig, run: ClassifierConfig | None) -> TrainedClassifier:
-    """Load the classifier that a config names.
-
-    Raises:
-        UserError: the checkpoint is missing, or has no head.
-    """
+    """Load the classifier that a config names."""
     path = config.checkpoint
     if run is not None:
         names = {"last": "model.safetensors", "best": "best.safetensors"}
