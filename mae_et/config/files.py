@@ -230,13 +230,14 @@ def _parser_of(kind: type[Any]) -> ArgumentParser:
 def numeric_keys(config: "DataclassInstance") -> dict[str, Any]:
     """Return the keys that decide a run's numbers: all outside `OTHER_SECTIONS`."""
     others = tuple(f"{section}." for section in OTHER_SECTIONS)
-    return {key: value for key, value in flat_keys(config).items() if not key.startswith(others)}
+    flat = flat_keys(plain(config))
+    return {key: value for key, value in flat.items() if not key.startswith(others)}
 
 
-def flat_keys(config: "DataclassInstance") -> dict[str, Any]:
-    """Return a config's keys as on the command line (`optim.base_lr`), with plain values."""
+def flat_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of a config in plain types as on the command line (`optim.base_lr`)."""
     flat: dict[str, Any] = {}
-    for section, value in plain(config).items():
+    for section, value in config.items():
         if isinstance(value, dict):
             flat |= {f"{section}.{key}": item for key, item in value.items()}
         else:

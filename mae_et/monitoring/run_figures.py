@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from mae_et.config.files import flat_keys
 from mae_et.config.plain_yaml import parse_yaml
 from mae_et.errors import UserError
 from mae_et.io.metrics_file import with_current_names
@@ -20,11 +21,7 @@ INNER = (*PROBES, "finetune", "finetune-linear", "finetune-attentive", "evaluate
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
-    """Return a run's config by flat keys (`optim.base_lr`), without `output`.
-
-    Raises:
-        UserError: there is no such folder, or its config is damaged.
-    """
+    """Return a run's config by flat keys (`optim.base_lr`), without `output`."""
     if not folder.exists():
         raise UserError(f"there is no run folder {folder}")
     path = folder / "config.yaml"
@@ -32,7 +29,8 @@ def settings_of(folder: Path) -> dict[str, Any]:
         return {}
     text = read_text(path)
     try:
-        return _flat(parse_yaml(text))
+        flat = flat_keys(parse_yaml(text))
+        return {key: value for key, value in flat.items() if not key.startswith("output.")}
     except (AttributeError, RecursionError, TypeError, ValueError, yaml.YAMLError):
         raise UserError(f"{path} is damaged") from None
 
@@ -43,13 +41,6 @@ def figures_of(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     Names of figures on other data or with other settings include these: `cifar10 pool=cls knn`. If
     such a name stands for several scores, it is the latest; names of the earlier ones include in
     what they differ from it.
-
-    Args:
-        folder: run folder.
-        settings: its config by flat keys.
-
-    Raises:
-        UserError: a file is damaged.
     """
     found = _figures(results_of(folder), "")
     own = settings.get("data.root") or settings.get("data.name") or "synthetic"
@@ -95,13 +86,3 @@ def results_of(folder: Path) -> dict[str, Any]:
 
 def _figures(results: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {f"{prefix}{key}": results[key] for key in FIGURES if key in results}
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict) and prefix == "":
-            flat |= _flat(value, f"{key}.")
-        elif prefix != "output.":
-            flat[prefix + key] = value
-    return flat

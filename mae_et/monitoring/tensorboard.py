@@ -51,14 +51,7 @@ USUALLY_ZERO = {"skipped_updates", "substituted", "unreadable"}
 
 
 class TensorBoardWriter:
-    """Writes the event file of a run.
-
-    Args:
-        config: the run's config.
-        plan: its plan.
-        rows: metrics of earlier steps.
-        scores: validation scores of earlier steps.
-    """
+    """Writes the event file of a run, first the rows of earlier steps."""
 
     def __init__(self, config: RunConfig, plan: Plan, rows: list[Row], scores: list[Row]):
         self.config, self.plan, self.folder = config, plan, config.output.dir

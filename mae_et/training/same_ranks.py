@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from mae_et.config.files import flat_keys
+from mae_et.config.files import flat_keys, plain
 from mae_et.curriculum.plan import Plan
 from mae_et.runtime.agreement import check_ranks_agree, code_version, tensor_digests
 from mae_et.runtime.distributed import DistributedContext
@@ -28,7 +28,8 @@ def check_same_command(config: "DataclassInstance", world: DistributedContext) -
     """Refuse ranks with another config, code, libraries or device type (`check_ranks_agree`)."""
     if world.size == 1:
         return
-    facts = {key: value for key, value in flat_keys(config).items() if key not in MAY_DIFFER}
+    settings = flat_keys(plain(config)).items()
+    facts = {key: value for key, value in settings if key not in MAY_DIFFER}
     facts |= {"the device": world.device.type, **code_version(type(config).__module__)}
     check_ranks_agree(facts, world)
 

@@ -51,14 +51,6 @@ class Band:
 
 
 @dataclass(frozen=True)
-class Tick:
-    """A position on an axis, in pixels, and its label."""
-
-    place: float
-    label: str
-
-
-@dataclass(frozen=True)
 class Line:
     """A curve in pixels."""
 
@@ -76,8 +68,8 @@ class SvgChart:
     title: str
     x_label: str
     note: str
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
     bands: list[tuple[float, float, str]]
     marks: list[tuple[float, str]]
     lines: list[Line]
@@ -123,8 +115,8 @@ def chart(
         title,
         x_label,
         ". ".join(part for part in (note, cut if above else "") if part),
-        [Tick(across(value), tick_label(value)) for value in ticks(left, right)],
-        [Tick(up(value), tick_label(value)) for value in y_ticks],
+        [(across(value), tick_label(value)) for value in ticks(left, right)],
+        [(up(value), tick_label(value)) for value in y_ticks],
         [(start, end, label) for start, end, label in places if end > start],
         [(across(x), text) for x, text in marks],
         # Step functions overlap: the lower ones are drawn wider to stay visible.

@@ -109,11 +109,7 @@ class Record:
 
 
 def read_records(folders: list[Path]) -> list[Record]:
-    """Read run folders.
-
-    Raises:
-        UserError: a folder is missing, is given twice, or has a damaged file, or none has a run.
-    """
+    """Read run folders."""
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("a run folder is given twice")
     for missing in (folder for folder in folders if not folder.exists()):
