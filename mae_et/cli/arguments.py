@@ -78,11 +78,6 @@ def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None 
     """Return the config that the arguments of a command describe.
 
     Fine-tuning without a dataset uses the checkpoint's, if the checkpoint names one.
-
-    Args:
-        command: name of the command.
-        arguments: the words after the name on the command line.
-        parser: parser from `parser_of`, if its defaults were changed.
     """
     parser = parser or parser_of(command)
     kind = CONFIGS[command]
@@ -148,12 +143,7 @@ def _inherited_by_any_channels(command: str, arguments: Arguments) -> dict[str, 
 
 
 def config_over_data_of(command: str, arguments: Arguments) -> Any:
-    """Return a config whose data keys override those that its checkpoint was trained with.
-
-    Args:
-        command: name of a command whose config has a checkpoint and `data`.
-        arguments: the words after the name on the command line.
-    """
+    """Return a config whose data keys override those that its checkpoint was trained with."""
     parser = parser_of(command)
     config = config_of(command, arguments, parser)
     own = None if config.data is None else data_of_checkpoint(config)

@@ -23,10 +23,6 @@ def flags_of_extension(arguments: list[str]) -> list[str]:
     """Replace `RUN --extend-to EPOCHS` by the config of RUN and the keys that extend it.
 
     The warm-up lasts as long as in RUN; the new folder is RUN-EPOCHSep. Flags override all of it.
-
-    Raises:
-        UserError: RUN is missing, not a run of pre-training or cannot be extended; or EPOCHS is no
-            number.
     """
     option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     option.add_argument("--extend-to", "--extend_to", nargs="?", const="")

@@ -131,11 +131,7 @@ def resized_side(side: int, eval_crop: float) -> int:
 
 
 def check_statistics(data: DataConfig, channels: int) -> None:
-    """Refuse statistics that do not fit the channels.
-
-    Raises:
-        UserError: their number is neither 1 nor the number of channels.
-    """
+    """Refuse statistics for another number of channels; one number serves all."""
     require(
         len(data.mean) in {1, channels},
         f"data.mean has {len(data.mean)} numbers for {channels} channels",
@@ -143,11 +139,7 @@ def check_statistics(data: DataConfig, channels: int) -> None:
 
 
 def check_cache(data: DataConfig, method: str) -> None:
-    """Refuse a cache of decoded images where files are needed.
-
-    Raises:
-        UserError: `data.cache` conflicts with `crop.method`.
-    """
+    """Refuse a cache of decoded images where files are needed."""
     require(
         data.cache == "none" or method != "decode",
         "data.cache ram stores whole images, and crop.method decode decodes files at the scale "

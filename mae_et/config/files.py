@@ -136,11 +136,7 @@ def add_config_arguments(
 ) -> None:
     """Give a parser `--config`, which may be repeated, and a flag for each field of `kind`.
 
-    Args:
-        parser: the parser.
-        kind: a dataclass.
-        paths: name of a field that takes one or more paths as positional arguments.
-        skip: names of fields that get no flag.
+    `paths` names a field that takes positional arguments, `skip` fields that get no flag.
     """
     parser.formatter_class = HelpFormatter
     parser.allow_abbrev = False  # a prefix of a key is a typo, not an abbreviation
@@ -152,11 +148,7 @@ def add_config_arguments(
 
 
 def parse_config(parser: ArgumentParser, kind: type[Config], arguments: list[str]) -> Config:
-    """Parse arguments to an instance of `kind`; flags override files, in any order.
-
-    Raises:
-        UserError: the parser or the config refuses an argument.
-    """
+    """Parse arguments to an instance of `kind`; flags override files, in any order."""
     for word in arguments:
         if re.search("[\udc80-\udcff]", word):  # Python's stand-ins for bytes that it cannot decode
             raise UserError(

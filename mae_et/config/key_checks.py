@@ -40,11 +40,7 @@ def check_text(text: str, kind: type[Any]) -> None:
 
 
 def check_flags(arguments: Iterable[str], kind: type[Any]) -> None:
-    """Refuse flags that name a class, give text for a section, or have values that YAML misreads.
-
-    Raises:
-        UserError: a flag is refused; the sentence names the key.
-    """
+    """Refuse flags that name a class, give text for a section, or values that YAML misreads."""
     words = list(arguments)
     for place, word in enumerate(words):
         name, equals, value = word.partition("=")

@@ -11,6 +11,7 @@ Target = Literal["pixel", "norm_pix", "hog"]
 Attention = Literal["self", "cross"]
 Pool = Literal["mean", "cls"]
 Positions = Literal["full_grid", "own_grid"]
+_NAMED_PATCH = re.compile(r"patch([1-9]\d{0,3})(?!\d)")
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,8 @@ class ModelConfig:
     """Orientations of a HOG histogram."""
 
     def __post_init__(self) -> None:
-        named = re.search(r"patch([1-9]\d{0,3})(?!\d)", self.encoder)
         self._require_of_patch(
-            self.patch_size is not None or named is not None,
+            self.patch_size is not None or _NAMED_PATCH.search(self.encoder) is not None,
             f"model.patch_size is needed: the name {self.encoder!r} does not contain it",
         )
         require_in(
@@ -103,7 +103,7 @@ class ModelConfig:
         """Side of a patch, in pixels."""
         if self.patch_size is not None:
             return self.patch_size
-        return int(re.findall(r"patch([1-9]\d{0,3})(?!\d)", self.encoder)[0])
+        return int(_NAMED_PATCH.findall(self.encoder)[0])
 
 
 def target_width(kind: Target, patch: int, channels: int = 3, cell: int = 8, bins: int = 9) -> int:

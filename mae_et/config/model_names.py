@@ -29,10 +29,6 @@ def suggest_model(name: str, part: str = "") -> str:
 
 
 def check_model(key: str, name: str) -> None:
-    """Refuse the value of a key that is not the name of a timm model (`hf-hub:...` is not checked).
-
-    Raises:
-        UserError: timm has no such model.
-    """
+    """Refuse the value of a key that names no timm model (`hf-hub:...` is not checked)."""
     if ":" not in name and not is_model(name):
         raise UserError(f"{key}: timm has no model {name!r}{suggest_model(name)}")

@@ -51,11 +51,7 @@ def replace_config_names(words: Iterable[str], change: Callable[[str], object]) 
 
 
 def expand_paths(value: Any, key: str = "") -> Any:
-    """Expand `~` and environment variables in every path of a config.
-
-    Raises:
-        UserError: see `expand_path`; the sentence names the key.
-    """
+    """Expand `~` and environment variables in every path of a config."""
     if isinstance(value, Path):
         return expand_path(value, key)
     if isinstance(value, (list, tuple)):

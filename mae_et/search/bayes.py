@@ -141,9 +141,6 @@ def train_with_pruning(
     """Train a trial from rung to rung and return its score; -inf if it is pruned or diverges.
 
     The scores at the rungs are logged like the final ones.
-
-    Raises:
-        Interrupted: a signal requested a stop.
     """
     remaining: dict[int, int] = {} if trial.name in trials.known else steps
     for stage, step in remaining.items():

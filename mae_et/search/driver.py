@@ -67,11 +67,7 @@ def search(
 
 
 def strategy_of(config: SearchConfig) -> Strategy:
-    """Return the strategy of a search.
-
-    Raises:
-        UserError: it needs Optuna, which is not installed.
-    """
+    """Return the strategy of a search."""
     if config.search.strategy != "bayes":
         return sequential if config.search.strategy == "sequential" else greedy
     try:
@@ -84,11 +80,7 @@ def strategy_of(config: SearchConfig) -> Strategy:
 
 
 def check_same_search(config: SearchConfig) -> None:
-    """Refuse to resume in the folder of another search, or of a run.
-
-    Raises:
-        UserError: a key that changes results differs, or the folder is a run's.
-    """
+    """Refuse to resume in the folder of another search, or of a run."""
     folder = config.output.dir
     if (folder / "plan.json").exists():
         raise UserError(

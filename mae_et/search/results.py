@@ -19,11 +19,7 @@ from mae_et.training.plan import make_plan
 def write_search_results(
     config: SearchConfig, images: int, best: SearchResult, log: TrialLog
 ) -> dict[str, Any]:
-    """Write the output files and return the figures.
-
-    Raises:
-        UserError: `curriculum.epochs` is too small for a step in each stage.
-    """
+    """Write the output files and return the figures."""
     folder = config.output.dir
     records = [record for record in log.records if "trial" in record]
     shares_of = best.trial.config.curriculum.shares_of

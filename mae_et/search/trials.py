@@ -127,11 +127,7 @@ class Trials:
         return number
 
     def score_at(self, trial: Trial, step: int) -> float | None:
-        """Train to a step and return the objective; None, with the failure logged, on divergence.
-
-        Raises:
-            Interrupted: a signal requested a stop.
-        """
+        """Train to a step and return the objective; None, with a log entry, on divergence."""
         key = {"rung": trial.name, "step": step}
         for record in self.log.records:
             if key.items() <= record.items():
@@ -148,14 +144,7 @@ class Trials:
     def record(
         self, trial: Trial, value: float | None, failed: str | None = None, step: int | None = None
     ) -> None:
-        """Log a trial's score.
-
-        Args:
-            trial: the trial.
-            value: its score, if it has one.
-            failed: why it has none.
-            step: last trained step of a pruned trial.
-        """
+        """Log a trial's score, or why it has none; `step` is the last one of a pruned trial."""
         share = 1.0 if step is None else trial.plan.progress(step)
         record: Record = {
             "trial": trial.name,
@@ -195,9 +184,6 @@ def fork_checkpoint(trial: Trial) -> None:
     """Copy the starting checkpoint and its metrics into a trial's folder.
 
     The trial then resumes from it like an interrupted run whose first stages are already trained.
-
-    Raises:
-        RunFailed: the checkpoint is missing or damaged.
     """
     checkpoints = trial.folder / "checkpoints"
     if trial.start is None or list_checkpoints(checkpoints):
