@@ -75,15 +75,7 @@ def loading_speeds(
     of the slowest one, which all others wait for in a run. A folder is sampled, and read from the
     page cache; without data, JPEGs of noise are generated. Decoding on the GPU is timed during
     training steps of as many images, because each slows the other. Images in memory are measured if
-    all of the plan's fit there.
-
-    Args:
-        config: the recipe.
-        plan: its plan.
-        device: device to load for; with several GPUs, all of them.
-        workers: loader processes of a GPU.
-        seconds: total time limit.
-        gpus: number of GPUs.
+    all of the plan's fit there. `workers` are a GPU's loader processes, `seconds` limit the total.
 
     Returns:
         Rows of `way`, `bandwidth` (None if it does not matter), `images_per_second` of a GPU (None

@@ -18,15 +18,7 @@ from mae_et.models.pos_embed import sincos_positions
 
 
 class PlainAutoencoder(nn.Module):
-    """A masked autoencoder without optimisations.
-
-    Args:
-        encoder: name of a timm VisionTransformer.
-        size: side of the images, in pixels.
-        width: width of the decoder.
-        depth: blocks of the decoder.
-        heads: heads of the decoder.
-    """
+    """A masked autoencoder without optimisations; width, depth and heads are of its decoder."""
 
     encoder: Any  # timm's modules have no static types
     decoder_positions: Tensor

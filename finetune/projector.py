@@ -32,10 +32,8 @@ def show_in_projector(
 ) -> int:
     """Write at most `POINTS` features of `config.output` to a log directory for TensorBoard.
 
-    The rows are evenly spaced and readable; points have names, classes and thumbnails.
-
-    Returns:
-        Number of points.
+    The rows are evenly spaced and readable; points have names, classes and thumbnails. Their number
+    is returned.
     """
     images = FeatureImages(parts, data, THUMBNAIL, channels)
     readable = np.setdiff1d(np.arange(len(images)), unreadable)

@@ -103,11 +103,9 @@ def parse_task(command_line: CommandLine, kind: str, arguments: Sequence[str]) -
 
 
 def follow_up(first: Task, words: str) -> Task:
-    """Return a task that starts from the checkpoint of another.
+    """Return a task that starts from the checkpoint of another one, which trains.
 
-    Args:
-        first: the task that trains.
-        words: KIND, or KIND=RECIPE with the name or path of a config.
+    `words` are KIND, or KIND=RECIPE with the name or path of a config.
     """
     kind, _, recipe = words.partition("=")
     after_training = (*PROBES, "finetune", *(() if first.kind == "pretrain" else ("evaluate",)))

@@ -8,12 +8,7 @@ from slurm.events import Event, events_file
 
 
 def find_runs(folder: Path, depth: int = 3) -> list[Path]:
-    """Return the run folders among a folder, its subfolders, and those of runs and sweeps in it.
-
-    Args:
-        folder: folder of a run or of runs.
-        depth: levels of subfolders, at most.
-    """
+    """Return the run folders among a folder, its subfolders, and those of runs and sweeps in it."""
     if not folder.exists():
         raise UserError(f"there is no run folder {folder}")
     found = [folder] if is_run(folder) else []

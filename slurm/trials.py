@@ -23,12 +23,8 @@ PATIENCE = 24
 class ClusterRunner:
     """Train runs as jobs of a cluster, and wait for them.
 
-    Jobs outlive the search: a restarted search waits for those that still run.
-
-    Args:
-        command_line: functions that parse and run a trial.
-        cluster: cluster config: a file, or the name of a shipped one.
-        folder: folder of the search, with the code and logs of its jobs.
+    Jobs outlive the search: a restarted search waits for those that still run. The folder of the
+    search has their code and logs.
     """
 
     def __init__(self, command_line: CommandLine, cluster: str, folder: Path):

@@ -31,12 +31,7 @@ from mae_et.runtime.console import say
 
 
 def write_hugging_face(folder: Path, weights: Weights, model: MaskedAutoencoder | None) -> None:
-    """Write a folder that transformers opens without conversion.
-
-    Args:
-        folder: folder to write.
-        weights: the checkpoint.
-        model: its masked autoencoder; None for a classifier.
+    """Write a folder that transformers opens without conversion; a classifier has no `model`.
 
     Raises:
         UserError: transformers' ViT cannot represent the classifier.

@@ -55,12 +55,7 @@ NOT_RECORDED = "Not recorded in the checkpoint."
 
 
 def model_card(weights: Weights, about: dict[str, Any]) -> str:
-    """Return the text of a card.
-
-    Args:
-        weights: the checkpoint; its run's config is described if it is recorded.
-        about: the exported `config.json`.
-    """
+    """Return the text of a card, from a checkpoint and the exported `config.json`."""
     architecture = about["architectures"][0]
     classifies = architecture == "ViTForImageClassification"
     return CARD.format(

@@ -31,11 +31,7 @@ def recorded_config(text: str, kind: type[Config], path: Path, refusal: str = RE
     Versions differ mostly in `OTHER_SECTIONS`, which decide no numbers: if this version refuses
     keys of these, the defaults stand for them, and a line says so.
 
-    Args:
-        text: the YAML text.
-        kind: type of the config.
-        path: its file or run folder, for errors.
-        refusal: what the error says of the path before the reason.
+    The path of the file or run folder, and `refusal`, begin the error.
 
     Raises:
         UserError: a key that decides numbers is unknown or invalid.

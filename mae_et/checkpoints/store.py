@@ -39,10 +39,9 @@ def save_checkpoint(
     plan: dict[str, Any],
     provenance: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a checkpoint of a state (`TrainState.to_dict`), its config (YAML), plan and provenance.
+    """Write a checkpoint of a state (`TrainState.to_dict`), and return its path.
 
-    Returns:
-        The path.
+    Its config (YAML), plan and provenance are written beside the state.
     """
     path = folder / f"step-{state['step']:08d}.pt"
     payload = {"format": FORMAT, "config": config, "plan": plan, "origin": provenance, **state}
@@ -115,10 +114,7 @@ def newest_of_run(folder: Path) -> dict[str, Any] | None:
 
 
 def last_that_loads(paths: Sequence[Path]) -> dict[str, Any] | None:
-    """Read the last checkpoint that loads, with a warning for each later one that does not.
-
-    Args:
-        paths: checkpoints, oldest first.
+    """Read the last of some checkpoints that loads, with a warning for each later one.
 
     Raises:
         UserError: another version of mae-et saved one, in another format.

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-from mae_et.io.metrics_file import Row
+from mae_et.io.metrics_file import Row, is_plausible
 
 Item = TypeVar("Item")
 # Figures to compare, in the order of the columns.
@@ -54,10 +54,7 @@ def figure_name(key: str) -> str:
 def format_figure(key: str, value: Any, images: int | None = None) -> str:
     """Format a figure with its unit, or what a score was computed from in some words.
 
-    Args:
-        key: name of the figure.
-        value: the figure.
-        images: number of images that an accuracy was measured on: its standard error is added.
+    An accuracy gets its standard error if the number of images that it was measured on is given.
     """
     if value is None:
         return ""
@@ -65,24 +62,18 @@ def format_figure(key: str, value: Any, images: int | None = None) -> str:
         return ", ".join(f"{name} {value[name]}" for name in PROVENANCE if name in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if not isinstance(value, (int, float)):
-        return str(value)
-    try:
-        number = float(value)
-    except OverflowError:
-        return str(value)
-    if not math.isfinite(number):
+    if not is_plausible(value):  # text, or damage
         return str(value)
     if key.endswith("seconds"):
-        return format_seconds(number)
+        return format_seconds(value)
     if key.endswith("fraction"):
-        return f"{number:.2%}"
+        return f"{value:.2%}"
     if key.endswith(PERCENTAGES):
-        error = f" ± {standard_error(number, images):.2g}" if images else ""
-        return f"{number:.4g}{error} %"
+        error = f" ± {standard_error(value, images):.2g}" if images else ""
+        return f"{value:.4g}{error} %"
     if isinstance(value, int):
         return f"{value:,}"
-    return short(number) if abs(number) >= 1e6 else f"{number:.5g}"
+    return short(value) if abs(value) >= 1e6 else f"{value:.5g}"
 
 
 def standard_error(accuracy: float, images: int) -> float:
@@ -151,9 +142,7 @@ def _nested(results: dict[str, Any], name: str = "") -> Iterator[tuple[str, str]
 def probe_curve(probes: Sequence[dict[str, Any]]) -> str:
     """Return the curve of a run's probes, kNN or else effective rank, as one line of text.
 
-    Args:
-        probes: measures of each probe, and the share of compute done as `compute`; long curves are
-            thinned to `POINTS` probes.
+    `probes` has the measures of each, and the share of compute done as `compute`.
     """
     key, name = ("knn", "kNN") if "knn" in probes[0] else ("effective_rank", "rank")
     points = []

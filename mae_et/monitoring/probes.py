@@ -14,11 +14,6 @@ PROBED_IMAGES = ("train_images", "val_images")
 def summarise_probes(rows: Sequence[Row], plan: Plan, training_seconds: float) -> dict[str, Any]:
     """Return the entries of results.json about the probes; empty if there were none.
 
-    Args:
-        rows: one for each probe.
-        plan: the run's plan.
-        training_seconds: time of the run, excluding pauses.
-
     Returns:
         `probe_MEASURE`: each measure of the last probe; `probe_train_images` and
         `probe_val_images`: its numbers of images; `probe_time_fraction`: fraction of the run's time

@@ -48,10 +48,7 @@ class Space:
     def nearest(self, point: Point, taken: list[Point], seed: int) -> Point | None:
         """Return the nearest point that is not taken, in steps of one parameter; None if all are.
 
-        Args:
-            point: starting point.
-            taken: points to exclude.
-            seed: breaks ties.
+        The seed breaks ties.
         """
         generator = random.Random(seed)
         seen, queue = {tuple(point.values())}, deque([point])

@@ -14,9 +14,6 @@ Record = dict[str, Any]
 class TrialLog:
     """Append-only JSON lines; each record is on disk before `append` returns.
 
-    Args:
-        path: the file; created by the first record.
-
     Raises:
         UserError: a record does not match its checksum.
     """

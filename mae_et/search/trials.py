@@ -79,14 +79,7 @@ class Trial:
 
 
 class Trials:
-    """Score trials, each once.
-
-    Args:
-        log: scores of earlier starts.
-        objective: maps a run folder to the value to maximise.
-        run: trains runs.
-        parallel: whether to pass all independent runs to `run` in one call.
-    """
+    """Score trials, each once, also over restarts; see `search` for the arguments."""
 
     def __init__(self, log: TrialLog, objective: Objective, run: Runner, parallel: bool = False):
         self.log, self.objective, self.run = log, objective, run

@@ -1,5 +1,6 @@
 """Summarise the stages of a run for a report's staircase and table."""
 
+from itertools import groupby
 from typing import Any
 
 from mae_et.curriculum.plan import Plan
@@ -9,26 +10,21 @@ from mae_et.monitoring.stages import rows_of_stage, summarise_stages
 
 def staircase(plan: Plan, step: int) -> list[dict[str, Any]]:
     """Return a stair for each bandwidth: percentages of compute, of images, and completed."""
-    stairs: list[dict[str, Any]] = []
-    total = plan.equivalent_epochs
-    for stage in plan.stages:
-        start, end = stage.start, stage.start + stage.steps
-        if not stairs or stairs[-1]["bandwidth"] != stage.bandwidth:
-            stairs.append({"bandwidth": stage.bandwidth, "start": start, "stages": []})
-        stairs[-1]["end"] = end
-        stairs[-1]["stages"].append(stage)
-    for stair in stairs:
-        before, after = plan.progress(stair["start"]), plan.progress(stair["end"])
-        done = (plan.progress(min(max(step, stair["start"]), stair["end"])) - before) / (
-            after - before
-        )
-        stair |= {
-            "height": 100 * stair["bandwidth"] / plan.base,
+    stairs = []
+    for bandwidth, group in groupby(plan.stages, key=lambda stage: stage.bandwidth):
+        stages = list(group)
+        start, end = stages[0].start, stages[-1].start + stages[-1].steps
+        before, after = plan.progress(start), plan.progress(end)
+        reached = plan.progress(min(max(step, start), end))
+        stairs.append({
+            "bandwidth": bandwidth,
+            "stages": stages,
+            "height": 100 * bandwidth / plan.base,
             "compute": 100 * (after - before),
-            "images": 100 * (stair["end"] - stair["start"]) / plan.steps,
-            "epochs": f"{after * total:.4g}",
-            "done": 100 * done,
-        }
+            "images": 100 * (end - start) / plan.steps,
+            "epochs": f"{after * plan.equivalent_epochs:.4g}",
+            "done": 100 * (reached - before) / (after - before),
+        })  # fmt: skip
     return stairs
 
 
