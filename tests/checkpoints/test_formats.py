@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_run import GOLDEN
 
+from finetune import HeldOutAccuracy
 from mae_et import UserError
 from mae_et.checkpoints.formats import load_weights, peek_weights, weights_of_payload
 from mae_et.checkpoints.store import list_checkpoints
@@ -32,9 +33,11 @@ def reads(monkeypatch) -> Counter[str]:
 
 
 def test_every_command_reads_a_checkpoint_once(
-    finished: Path, tmp_path: Path, reads: Counter[str]
+    finished: Path, tmp_path: Path, reads: Counter[str], monkeypatch
 ) -> None:
+    """A file, and the last or all of a run."""
     file = list_checkpoints(finished / "checkpoints")[-1]
+    monkeypatch.chdir(tmp_path)
     quick = ["--num_workers=0", "--device=cpu"]
     fine_tuning = ["--model.image_size=32", "--curriculum.epochs=1", "--optim.batch_size=16",
                    "--efficiency.num_workers=0", "--efficiency.device=cpu"]  # fmt: skip
@@ -48,6 +51,15 @@ def test_every_command_reads_a_checkpoint_once(
     ), start=1):  # fmt: skip
         assert main([words[0], f"--checkpoint={file}", *words[1:]]) == 0
         assert reads == {file.name: number}, words
+    reads.clear()
+    for number, words in enumerate((["knn", *quick], ["reconstruct", "--device=cpu"]), start=1):
+        assert main([words[0], f"--checkpoint={finished}", *words[1:]]) == 0
+        assert reads == {file.name: number}, words
+    HeldOutAccuracy(num_workers=0, device="cpu")(finished)
+    assert reads == {file.name: 3}
+    reads.clear()
+    assert main(["dynamics", f"--checkpoint={finished}", "--bandwidths=[8]", *quick]) == 0
+    assert reads == {path.name: 1 for path in list_checkpoints(finished / "checkpoints")}
 
 
 def test_our_checkpoint_without_the_tensors_of_an_encoder_is_refused(tiny, tmp_path: Path) -> None:

@@ -1,5 +1,4 @@
 import argparse
-import os
 from pathlib import Path, PosixPath
 
 import pytest
@@ -48,19 +47,6 @@ def test_arguments_pickled_with_a_path_are_allowed(tmp_path: Path) -> None:
     arguments = argparse.Namespace(output_dir=PosixPath("/somewhere"), lr=0.1)
     torch.save({"model": released(), "args": arguments, "epoch": 3}, tmp_path / "checkpoint-3.pth")
     assert load_pretrained(tmp_path / "checkpoint-3.pth", 3, 4).decoder is not None
-
-
-def test_a_pickle_that_would_run_code_is_refused_by_name(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> tuple:
-            return (os.mkdir, (str(tmp_path / "ran"),))
-
-    torch.save({"model": released(), "extra": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(
-        UserError, match=r"evil\.pth is refused: it holds posix\.mkdir; save its state_dict alone$"
-    ):
-        load_pretrained(tmp_path / "evil.pth")
-    assert not (tmp_path / "ran").exists()
 
 
 def test_unusable_files_are_refused_in_one_sentence(tmp_path: Path) -> None:

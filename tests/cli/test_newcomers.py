@@ -152,7 +152,6 @@ def test_batch_larger_than_the_default_synthetic_data_is_refused(place: Path, ca
     [
         (["pretrain", "--batch_size=8"], "did you mean --optim.batch_size?"),
         (["pretrain", "--optim.base_lrr=8"], "did you mean --optim.base_lr"),
-        (["plan", "--optim.base_l=8"], "did you mean --optim.base_lr"),
         (["pretrain", "--blr=8"], "did you mean --optim.base_lr?"),  # MAE's name of it
         (["finetune", "--model-ema"], "did you mean --optim.ema?"),  # timm's
         (["pretrain", "--lr=8"], "did you mean --optim.base_lr or --optim.min_lr?"),
@@ -163,7 +162,6 @@ def test_batch_larger_than_the_default_synthetic_data_is_refused(place: Path, ca
         (["pretrain", "--config", "supervised/resnet50"], "is a config of mae-et supervised"),
         (["finetune", "--config=pretrain/vit_b16_etpp_400ep"], "is a config of mae-et pretrain"),
         (["finetune"], "give --checkpoint"),
-        (["compare", "nowhere"], "there is no run folder nowhere"),
         (["pretran"], "no command 'pretran'; did you mean pretrain?"),
         (["linear_probe"], "no command 'linear_probe'; did you mean linear-probe?"),
     ],

@@ -98,13 +98,6 @@ def test_every_image_of_another_folder_without_splits_is_scored(run, tmp_path, c
     assert "classes matched by name" in said
 
 
-def test_a_folder_with_splits_is_scored_on_its_validation_split(run, tmp_path) -> None:
-    classes = {name: name for name in COLOURS}
-    folder(tmp_path / "other" / "train", classes, images=2)
-    folder(tmp_path / "other" / "val", classes, images=3)
-    assert score(run, tmp_path / "other")["val_images"] == 12
-
-
 def test_keys_that_would_change_nothing_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a run, which is scored at its own size, 32 pixels"):
         score(run, tmp_path, image_size=64)
@@ -215,12 +208,6 @@ def test_a_grey_classifier_with_layerscale_is_scored_on_grey_images(tmp_path: Pa
     config = EvaluateConfig(tmp_path / "weights.safetensors", encoder_num_heads=3)
     found = trained_classifier.load_classifier(config, None)
     assert (found.channels, found.image_size) == (1, (32, 32))
-
-
-def test_a_timm_name_without_data_is_no_missing_checkpoint() -> None:
-    for name, sentence in (("test_vit", "data must be given"), ("x", "there is no checkpoint x")):
-        with pytest.raises(UserError, match=sentence):
-            evaluate(EvaluateConfig(Path(name), device="cpu"))
 
 
 def test_a_timm_name_and_a_named_file_score_as_in_timm(tmp_path: Path, monkeypatch) -> None:

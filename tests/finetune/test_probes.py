@@ -16,7 +16,6 @@ from finetune import ProbeConfig, extract_dataset_features, score_encoder
 from finetune.features import Features
 from finetune.frozen_encoder import open_encoder
 from mae_et import UserError, load_pretrained
-from mae_et.checkpoints.store import list_checkpoints
 from mae_et.cli.main import main
 from mae_et.curriculum.frequency import low_pass
 from mae_et.data.datasets import open_dataset
@@ -181,28 +180,6 @@ def test_data_default_to_the_run_s_own_and_are_required_for_other_files(run, tin
     config = dataclasses.replace(config, checkpoint=run / "encoder.safetensors")
     with pytest.raises(UserError, match="data must be given"):
         finetune.knn(config)
-
-
-@pytest.fixture
-def reads(monkeypatch) -> list[Path]:
-    """Record the paths of the checkpoints that are read."""
-    found: list[Path] = []
-    real = torch.load
-    monkeypatch.setattr(torch, "load", lambda path, **k: found.append(path) or real(path, **k))
-    return found
-
-
-def test_each_command_reads_the_checkpoint_once(run, tmp_path, reads) -> None:
-    output = f"--output={tmp_path / 'p.png'}"
-    for command in (["knn"], ["knn", "--data.synthetic_val=20"], ["reconstruct", output]):
-        assert main([*command, f"--checkpoint={run}", "--device=cpu"]) == 0
-        assert len(reads) == 1, command
-        reads.clear()
-    finetune.HeldOutAccuracy(num_workers=0, device="cpu")(run)
-    assert len(reads) == 1
-    reads.clear()
-    assert main(["dynamics", f"--checkpoint={run}", "--bandwidths=[8]", "--num_workers=0"]) == 0
-    assert len(set(reads)) == len(reads) == len(list_checkpoints(run / "checkpoints"))
 
 
 def test_a_finished_run_without_checkpoints_falls_back_to_its_encoder(run, tiny, capsys) -> None:

@@ -14,11 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mae_et import UserError
-from mae_et.cli.arguments import config_of
 from mae_et.cli.main import main
 from mae_et.cli.main import run as run_command
 from slurm import squeue
-from slurm.command import CommandLine
 from slurm.config import ClusterConfig
 from slurm.events import read_events, record_event
 from slurm.job import Job
@@ -27,7 +25,6 @@ from slurm.private import make_private
 from slurm.run_status import status
 from slurm.squeue import job_states
 from slurm.status_table import table
-from slurm.submission import submit
 
 HOSTILE = [
     "a b", "a'b", 'a"b', "$(touch canary)", "`touch canary`", "a; touch canary", "a|touch canary",
@@ -145,20 +142,6 @@ def test_hostile_run_folder_stays_one_word_or_is_refused(name: str, place: Path)
     assert said[:2] == ["-m", "slurm.retry"]
     assert said[2].startswith(f"{folder}/runs-")
     assert said[3:] == ["1", "3"]
-
-
-@pytest.mark.parametrize("name", ["a\nb", "a:b", "a'b"])
-def test_dry_run_refuses_the_same_run_folders(name: str, place) -> None:
-    for dry_run in (True, False):
-        with pytest.raises(UserError, match="would misread"):
-            submit(
-                CommandLine(config_of, run_command),
-                "pretrain",
-                [f"--output.dir={name}"],
-                ClusterConfig(),
-                dry_run=dry_run,
-            )
-    assert not (place / name).exists()
 
 
 def test_dry_run_prints_a_valid_script_for_any_arguments(place: Path, capsys) -> None:

@@ -54,6 +54,7 @@ def test_dry_run_prints_script_and_config_without_slurm(place, monkeypatch, caps
      ("--gpus_per_node=5", "optim.batch_size 12 is not divisible by 5 ranks"),
      ("--output.dir=tiny.yaml/run", "output.dir tiny.yaml/run: Not a directory"),
      ("--output.dir=run%j", "contains %"),
+     ("--output.dir=a:b", "which SLURM or Python would misread"),
      ("--data.name=folder", "data.root is needed for data.name folder"),
      ("--data.name=shards", "data.root is needed for data.name shards")],
 )  # fmt: skip
