@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from finetune.embedding_output import (
-    DIFFERENCE,
     description_of,
     is_finished,
     partial_folder,
@@ -99,9 +98,7 @@ def _write(
     folder = partial_folder(config.output)
     count = sum(len(part.source) for part in parts)
     with sole_writer(folder, "output"), _cleared_unless_begun(folder):
-        keep_settings(
-            folder / "settings.json", settings, f"{folder} has other features: {DIFFERENCE}"
-        )
+        keep_settings(folder / "settings.json", settings, f"{folder} has other features")
         remove_leftovers(folder)
         with contextlib.closing(
             FeatureRows(folder, config.output.suffix, count, config.dtype)

@@ -16,8 +16,6 @@ from mae_et.io.atomic import refuse_unwritable
 from mae_et.io.plain_files import check_settings, read_mapping
 from mae_et.runtime.console import say
 
-DIFFERENCE = "{key} was {before} and is now {now}; give another output, or delete it"
-
 
 def settings_of(
     config: EmbedConfig, encoder: FrozenEncoder, data: DataConfig, parts: Sequence[Part]
@@ -53,7 +51,7 @@ def is_finished(output: Path, settings: dict[str, Any]) -> bool:
     if not description_of(output).exists():
         raise UserError(f"output {output} exists, and mae-et embed did not write it")
     before = read_mapping(description_of(output))
-    check_settings(before, settings, f"{output} has other features: {DIFFERENCE}")
+    check_settings(before, settings, f"{output} has other features")
     say(f"{output} is complete already")
     shutil.rmtree(partial_folder(output), ignore_errors=True)  # left by a process killed at the end
     return True

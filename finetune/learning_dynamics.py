@@ -120,12 +120,7 @@ def check_same_settings(folder: Path, config: DynamicsConfig) -> None:
     settings = plain(config) | {"checkpoint": run}
     for free in ("batch_size", "num_workers", "device", "step_timeout", "output"):
         del settings[free]
-    keep_settings(
-        folder / "settings.json",
-        settings,
-        f"{folder} has scores of other settings: {{key}} was {{before}} and is now {{now}}; "
-        "give another output",
-    )
+    keep_settings(folder / "settings.json", settings, f"{folder} has scores of other settings")
 
 
 def score_checkpoint(config: DynamicsConfig, path: Path) -> Row:

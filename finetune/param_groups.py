@@ -25,7 +25,7 @@ def parameter_groups(network: Any, weight_decay: float, layer_decay: float) -> l
 
     Source: MAE's fine-tuning (arXiv 2111.06377, appendix A), after BEiT.
     """
-    exempt = getattr(network, "no_weight_decay", set)()
+    exempt = getattr(network, "no_weight_decay", set[str])()
     exempt = {name for name in exempt if "relative_position_bias" not in name}
     if layer_decay < 1:
         groups = param_groups_layer_decay(

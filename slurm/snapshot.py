@@ -27,28 +27,22 @@ def snapshot(folder: Path) -> Path:
     benchmarks = find_spec("mae_et.benchmarks")
     if benchmarks is not None and benchmarks.submodule_search_locations:
         packages["mae_et/benchmarks"] = Path(benchmarks.submodule_search_locations[0])
-    target = folder / f"code-{_digest(packages)}"
-    if target.is_dir():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    # Atomic: another submission may copy the same code at the same time.
     temporary = folder / f".code-{uuid.uuid4().hex}"
     for name, source in packages.items():
         shutil.copytree(source, temporary / name, ignore=IGNORED, dirs_exist_ok=True)
+    target = folder / f"code-{_digest(temporary)}"
     try:
         temporary.rename(target)
-    except OSError:
+    except OSError:  # it is there already, or another submission copies it at the same time
         if not target.is_dir():
             raise
         shutil.rmtree(temporary)
     return target
 
 
-def _digest(packages: dict[str, Path]) -> str:
+def _digest(folder: Path) -> str:
     digest = hashlib.blake2b(digest_size=6)
-    for name, source in sorted(packages.items()):
-        for path in sorted(source.rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts:
-                digest.update(f"{name}/{path.relative_to(source)}\0".encode())
-                digest.update(path.read_bytes())
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder)}\0".encode())
+        digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -77,12 +77,8 @@ def _check_recipe(config: PrepareConfig, folder: Path, dataset: DecodedDataset) 
         "quality": config.quality,
         "shard_images": config.shard_images,
     }
-    keep_settings(
-        folder / "recipe.json",
-        recipe,
-        f"{folder} was prepared from other data or with other settings: {{key}} was {{before}} and "
-        "is now {now}; give another output",
-    )
+    refusal = f"{folder} was prepared from other data or with other settings"
+    keep_settings(folder / "recipe.json", recipe, refusal)
 
 
 def _prepare_split(config: PrepareConfig, split: str, dataset: DecodedDataset) -> dict[str, Any]:

@@ -94,23 +94,23 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return content
 
 
-def keep_settings(path: Path, settings: dict[str, Any], sentence: str) -> None:
-    """Record a folder's settings in a JSON file; refuse settings that differ from recorded ones.
-
-    `sentence` is the error message, with `{key}`, `{before}` and `{now}` for the first difference.
-    """
+def keep_settings(path: Path, settings: dict[str, Any], refusal: str) -> None:
+    """Record a folder's settings in a JSON file; refuse settings that differ from recorded ones."""
     if path.exists():
-        check_settings(read_mapping(path), settings, sentence)
+        check_settings(read_mapping(path), settings, refusal)
     write_text_atomically(path, json.dumps(settings, indent=1))
 
 
-def check_settings(before: dict[str, Any], now: dict[str, Any], sentence: str) -> None:
-    """Refuse settings, as JSON types, that differ from recorded ones (see `keep_settings`)."""
+def check_settings(before: dict[str, Any], now: dict[str, Any], refusal: str) -> None:
+    """Refuse settings, as JSON types, that differ from recorded ones (see `keep_settings`).
+
+    `refusal` starts the error message, which then names the first difference.
+    """
     for key, value in json.loads(json.dumps(now)).items():
         if before.get(key) != value:
             unknown = "not recorded (by another version of mae-et)"
+            earlier = repr(before[key]) if key in before else unknown
             raise UserError(
-                sentence.replace("{key}", key)
-                .replace("{before}", repr(before[key]) if key in before else unknown)
-                .replace("{now}", repr(value))
+                f"{refusal}: {key} was {earlier} and is now {value!r}; give another output, or "
+                "delete it"
             )

@@ -26,10 +26,6 @@ MAY_DIFFER = MAY_CHANGE | {
     "search.keep_checkpoints",
 }  # fmt: skip
 
-OTHER_IMAGES = (
-    "{} holds a search on {{before}} images, the dataset now has {{now}}; set another output.dir"
-)
-
 
 def search(
     config: SearchConfig,
@@ -59,7 +55,8 @@ def search(
     with sole_writer(folder):
         check_same_search(config)
         write_text_atomically(folder / "config.yaml", to_yaml(config))
-        keep_settings(folder / "settings.json", {"images": images}, OTHER_IMAGES.format(folder))
+        refusal = f"{folder} holds another search"
+        keep_settings(folder / "settings.json", {"images": images}, refusal)
         log = TrialLog(folder / "trials.jsonl")
         trials = Trials(log, objective, run, parallel)
         best = strategy_of(config)(config, images, trials)

@@ -64,7 +64,7 @@ def test_another_search_in_the_folder_is_refused_unless_only_trials_grow(
     found = search(small(*flags, "--search.trials=5"), lambda folder: 1.0, pretend)
     assert found["trials"] == 5
     monkeypatch.setattr(driver, "open_dataset", lambda *_: range(41))
-    with pytest.raises(UserError, match="holds a search on 40 images, the dataset now has 41"):
+    with pytest.raises(UserError, match="holds another search: images was 40 and is now 41"):
         search(small(*flags), lambda folder: 1.0, pretend)
 
 
