@@ -52,11 +52,8 @@ def run_figures(folder: Path) -> Figures:
 def goals(runs: Figures, node: Figures, said: str, outcomes: Figures) -> str:
     """Return two Markdown tables: the goals, and the runs; between them, where images are decoded.
 
-    Args:
-        runs: `run_figures` by variant.
-        node: figures of `mae-et bench node`, whole or partial.
-        said: the log of the commands.
-        outcomes: last outcome of each test, by name.
+    The figures are of each variant's run and of `mae-et bench node`, whole or partial; `said` is
+    the log of the commands, and `outcomes` the last outcome of each test, by name.
     """
     default = by_bandwidth(runs.get("default", {}))
     loading = _loading(said)

@@ -34,11 +34,8 @@ def interleave(
 ) -> dict[str, Speed]:
     """Call each arm once per round, in turn; the first is the reference for the others.
 
-    Args:
-        arms: functions by name; a call must complete its work (synchronise with the GPU).
-        rounds: number of timed rounds.
-        warm_up: number of untimed rounds before.
-        clock: returns seconds.
+    A call must complete its work (synchronise with the GPU). The rounds of the warm-up are not
+    timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for number in range(warm_up + rounds):

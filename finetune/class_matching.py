@@ -11,14 +11,7 @@ from mae_et.errors import UserError, listed
 
 
 class SelectedClasses(nn.Module):
-    """Keep a network's logits of some classes.
-
-    Used for ImageNet-A and ImageNet-R, which have 200 of ImageNet's 1,000 classes.
-
-    Args:
-        network: from images [B C H W] to logits [B classes].
-        indices: outputs to keep, in order.
-    """
+    """Keep a network's logits of some classes, as ImageNet-A and ImageNet-R have 200 of 1,000."""
 
     def __init__(self, network: nn.Module, indices: Sequence[int]):
         super().__init__()
@@ -33,17 +26,11 @@ class SelectedClasses(nn.Module):
 def match_classes(
     path: Path, outputs: int, names: Sequence[str] | None, classes: Sequence[str]
 ) -> tuple[list[int], str]:
-    """Find the output of a classifier at `path` for each of a dataset's named classes.
+    """Find the output of a classifier for each of a dataset's named classes; also word the match.
 
     With `names` the classes are matched by name. Otherwise they are matched by number if their
     names are numbers below `outputs`, by ImageNet's order if there are 1,000 outputs and the names
     are its synsets (n01440764), and else by order, which requires as many classes as outputs.
-
-    Returns:
-        The output of each class, and a sentence about the match.
-
-    Raises:
-        UserError: a class has no output.
     """
     synsets = _imagenet_synsets(outputs)
     if synsets and not set(names or ()) >= set(classes) and set(classes) <= synsets.keys():

@@ -17,11 +17,7 @@ Splits = tuple[ImageDataset, ImageDataset | None]
 def open_labelled(
     data: DataConfig, split: Split, channels: int, purpose: str, own_classes: bool = False
 ) -> ImageDataset:
-    """Open a split (see `open_dataset`), and check that its images have labels for `purpose`.
-
-    Raises:
-        UserError: there are fewer than two classes, or images without a label.
-    """
+    """Open a split (see `open_dataset`), and check that its images have labels for `purpose`."""
     source = open_dataset(data, split, channels, own_classes)
     name = split_name(data, split)
     if len(source.classes) < 2:

@@ -55,13 +55,10 @@ def _names_in_shards(shards: TarShards) -> Iterator[str]:
 
 
 def open_parts(data: DataConfig, split: Split | Literal["all"], channels: int) -> list[Part]:
-    """Open the images of one split, or all images.
+    """Open the images of one split, or all images; refuse if there are none.
 
     With "all", a folder without split folders gives its images in the order of their names; other
     data give the training images, then the validation images.
-
-    Raises:
-        UserError: there are no images.
     """
     if split != "all":
         return [_open_split(data, split, channels)]

@@ -33,12 +33,7 @@ QUANTILES = 0.01, 0.99
 
 @torch.no_grad()
 def draw_feature_maps(config: FeatureMapConfig) -> Path:
-    """Write a PNG of images beside their patch features, and return its path.
-
-    Raises:
-        UserError: the checkpoint, the images or the output cannot be used.
-        Unreadable: an image cannot be read.
-    """
+    """Write a PNG of images beside their patch features, and return its path."""
     encoder, data = open_encoder_and_data(config, needs_images=not config.images)
     check_statistics(data, encoder.channels)
     source: ImageDataset

@@ -53,16 +53,7 @@ class FeatureRows:
             self._resume()
 
     def append(self, features: Tensor, labels: Tensor, readable: Tensor) -> None:
-        """Append a batch.
-
-        Args:
-            features: float32 [R ...].
-            labels: int64 [B].
-            readable: bool [B]; the rows of other images are NaN.
-
-        Raises:
-            UserError: a feature is infinite, or too large for the dtype.
-        """
+        """Append float32 features [R ...] and int64 labels [B]; unreadable images become NaN."""
         if bool((features.abs() > np.finfo(self.dtype).max).any()):
             raise UserError(f"a feature is infinite, or too large for dtype {self.dtype.name}")
         if not self.files:

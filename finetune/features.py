@@ -115,25 +115,17 @@ def encode_images(
     layers: Sequence[int] = (),
     bandwidth: int | None = None,
 ) -> Iterator[Iterator[EncodedBatch]]:
-    """Encode a dataset in its order, a batch at a time, under the watchdog.
+    """Encode a dataset in its order, a batch at a time, under the watchdog; yield the batches.
 
     Args:
         encoder: encoder of any checkpoint; moved to `device`.
         images: samples that start with pixels [C H W], at a size that the encoder accepts.
         data: statistics of the images.
-        config: batch size, workers, precision, and seconds without a batch after which the watchdog
-            ends the process.
+        config: batch size, workers, precision, and the watchdog's limit.
         device: device of the forward passes.
         layers: blocks whose tokens to return (see `encode_layers`); empty for the encoder's own
             features, so that L = 1.
-        bandwidth: bandwidth of a low-pass filter applied to the images, along their shorter side;
-            none by default.
-
-    Yields:
-        An iterator of the encoded batches.
-
-    Raises:
-        UserError: tokens are not finite.
+        bandwidth: see `extract_dataset_features`.
     """
     dtype = autocast_dtype(config.precision, device)
     encoder.network.to(device).eval()

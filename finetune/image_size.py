@@ -16,12 +16,8 @@ def size_at_bandwidth(size: Size, bandwidth: int, patch: int) -> tuple[int, int]
     """Return height and width at a bandwidth, which refers to the shorter side.
 
     The longer side is scaled by the same factor and rounded *up* to a multiple of the patch, so no
-    frequency below the bandwidth is lost. The full bandwidth gives the size itself.
-
-    Args:
-        size: base size, whose sides are multiples of the patch.
-        bandwidth: multiple of the patch, at most the shorter side.
-        patch: side of a patch, in pixels.
+    frequency below the bandwidth is lost. The full bandwidth gives the size itself, whose sides are
+    multiples of the patch, as are bandwidths.
     """
     height, width = height_and_width(size)
     unit = min(height, width) * patch

@@ -50,9 +50,6 @@ def dynamics(config: DynamicsConfig) -> dict[str, Any]:
 
     Returns:
         The folder, the number of checkpoints, and the last one's accuracies in percent.
-
-    Raises:
-        UserError: there is no encoder, or the data cannot be used.
     """
     config = typed(config, DynamicsConfig)
     paths = list_checkpoints(config.checkpoint / "checkpoints")

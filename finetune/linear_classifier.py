@@ -150,22 +150,11 @@ def train_heads(
     epochs: int,
     seed: int,
 ) -> Tensor:
-    """Train a head for each learning rate with momentum SGD and a cosine schedule.
+    """Train a head for each of R learning rates with momentum SGD and a cosine schedule.
 
-    Heads share only their batches: the summed loss gives each head its own gradient.
-
-    Args:
-        features: [N D].
-        labels: [N].
-        indices: images to train on, int64; at most N.
-        mean: [D], subtracted from the features.
-        std: [D], divides them.
-        learning_rates: one for each head.
-        epochs: passes over the images.
-        seed: seed of the batches.
-
-    Returns:
-        [R D+1 C], the bias last.
+    Features [N D] are normalised by `mean` and `std` [D]; `indices` select those to train on. Heads
+    share only their batches: the summed loss gives each head its own gradient. Returns [R D+1 C],
+    the bias last.
     """
     device, classes = features.device, int(labels.max()) + 1
     heads = features.new_zeros(len(learning_rates), features.shape[1] + 1, classes)

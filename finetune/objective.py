@@ -47,11 +47,7 @@ class HeldOutAccuracy:
         typed(self, HeldOutAccuracy)
 
     def check(self, data: DataConfig, channels: int) -> None:
-        """Refuse data that cannot be scored.
-
-        Raises:
-            UserError: images have no labels, or there are too few.
-        """
+        """Raise `UserError` if images have no labels, or are too few."""
         source = open_labelled(data, "train", channels, f"an accuracy of {self.by}")
         rest, held_out = self.split(len(source))
         if not rest or not held_out:
@@ -67,11 +63,7 @@ class HeldOutAccuracy:
         return sorted(order[held_out:]), sorted(order[:held_out])
 
     def __call__(self, folder: Path) -> float:
-        """Return the accuracy of a run folder's encoder.
-
-        Raises:
-            UserError: the run or its data cannot be used.
-        """
+        """Return the accuracy of a run folder's encoder; raise `UserError` if it cannot be used."""
         weights = load_weights(folder)
         run = weights.config
         if run is None:

@@ -9,16 +9,12 @@ from finetune.config import ClassifierOptimConfig
 
 
 def parameter_groups(network: Any, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """Group the trainable parameters by layer and weight decay.
+    """Group the trainable parameters of a timm model by layer and weight decay.
 
     Biases, norms and the names in the network's `no_weight_decay` (tokens, positions) are not
     decayed. Swin's relative-position biases are, as in EfficientTrain++'s released code.
-
-    Args:
-        network: timm model.
-        weight_decay: weight decay of the other parameters.
-        layer_decay: learning rate factor from each layer to the one below; 1 turns it off. The
-            head and the final norm have the full rate, as in MAE's fine-tuning.
+    `layer_decay` is the learning rate factor from each layer to the one below, 1 turns it off; the
+    head and the final norm have the full rate, as in MAE's fine-tuning.
 
     Returns:
         Groups with `params`, `weight_decay`, `decayed` and, with layer decay, `lr_scale`.

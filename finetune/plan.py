@@ -24,11 +24,7 @@ from mae_et.errors import UserError, one_line
 
 
 def make_plan(config: ClassifierConfig, network: nn.Module, images: int) -> Plan:
-    """Resolve the curriculum for a number of training images.
-
-    Raises:
-        UserError: the curriculum does not fit the images, or the network an image size.
-    """
+    """Resolve the curriculum for a number of training images."""
     size = config.model.image_size
     patch = size_multiple(network, size)
     check_tiles(size, patch, "model.image_size")

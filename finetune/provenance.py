@@ -34,14 +34,7 @@ def digest_of_weights(network: nn.Module) -> str:
 def inputs_of(
     digest: str, data: DataConfig, image_size: Size, process: ProcessConfig
 ) -> dict[str, Any]:
-    """Return the weights and the resolved settings that determine a network's outputs.
-
-    Args:
-        digest: digest of the weights, at this image size.
-        data: the images.
-        image_size: size of the images in pixels.
-        process: device and precision, resolved here.
-    """
+    """Return the weights' digest and the resolved settings that determine a network's outputs."""
     device = choose_device(process.device)
     precision = autocast_dtype(process.precision, device)
     return {
@@ -57,13 +50,9 @@ def inputs_of(
 
 
 def changed_settings(settings: Iterable[tuple[str, Any, Any]]) -> dict[str, str]:
-    """Name the settings that differ from their defaults, which make scores incomparable.
+    """Name the settings, given as key, value and default, that differ from their defaults.
 
-    Args:
-        settings: key, value and default of each.
-
-    Returns:
-        `settings`, such as `pool=cls,neighbours=5`; empty if none differs.
+    Such scores are not comparable to others. Empty if none differs, else `pool=cls,neighbours=5`.
     """
     changed = [f"{key}={now}".replace(" ", "") for key, now, default in settings if now != default]
     return {"settings": ",".join(changed)} if changed else {}

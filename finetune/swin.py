@@ -57,12 +57,8 @@ class ResamplingAttention(WindowAttention):
 def resample_table(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """Resample a table of relative-position biases to another window, differentiably.
 
-    Bicubic as in Swin's own code, with antialiasing, so that each entry has a gradient.
-
-    Args:
-        table: biases of the offsets in a window, [(2h-1)(2w-1) heads].
-        old: its window (h, w), in tokens.
-        new: window to resample to.
+    Bicubic as in Swin's own code, with antialiasing, so that each entry has a gradient. The table
+    has the offsets in a window (h, w) of tokens, [(2h-1)(2w-1) heads].
     """
     grid = rearrange(table, "(h w) head -> 1 head h w", h=2 * old[0] - 1)
     size = (2 * new[0] - 1, 2 * new[1] - 1)

@@ -83,15 +83,8 @@ def mix(
 ) -> tuple[Tensor, Tensor]:
     """Mix the images of a micro-batch by mixup or CutMix, and smooth their labels.
 
-    Args:
-        images: float32 [B C H W]; B must be even if images are mixed.
-        labels: int64 [B].
-        recipe: mixup, CutMix and label smoothing.
-        classes: number of classes.
-        seed: seed of this micro-batch.
-
-    Returns:
-        Images [B C H W], and labels as probabilities, float [B classes].
+    Images are float32 [B C H W], B even if they are mixed; labels are int64 [B], and returned as
+    probabilities, float [B classes]. `seed` is that of this micro-batch.
     """
     if not (recipe.mixup or recipe.cutmix):
         off = recipe.smoothing / classes

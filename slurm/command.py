@@ -148,11 +148,9 @@ def _recipe_of(first: Task) -> str:
 
 
 def sweep_tasks(first: Task, sweep: Sequence[str]) -> list[Task]:
-    """Return one task for each combination of a sweep's values, each with its own folder.
+    """Return a task for each combination of a sweep's `key=value,value`, each with its own folder.
 
-    Args:
-        first: task with the shared arguments.
-        sweep: `key=value,value,...` for each key; a value may be a list (`[0.2,1],[0.3,1]`).
+    A value may be a list (`[0.2,1],[0.3,1]`).
     """
     axes = []
     for words in sweep:

@@ -12,12 +12,7 @@ def restarts(events: list[Event], job: str | None = None, known_starts: int = 0)
     """Return how often a run's jobs were restarted.
 
     A start that is killed before its first event leaves none, but SLURM's restart count, which
-    later events of the same job record, includes it.
-
-    Args:
-        events: the run's events.
-        job: its last job.
-        known_starts: number of times that SLURM started that job, if SLURM knows it.
+    later events of the same job record, includes it. So does `known_starts` of the last `job`.
     """
     starts: Counter[object] = Counter()
     for event in events:

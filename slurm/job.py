@@ -160,11 +160,8 @@ def node_name() -> str:
 def set_rank_environment(folder: Path) -> int:
     """Set the environment variables of torch.distributed from submitit's; return the rank.
 
-    All GPUs that SLURM exposes stay visible; `mae_et.runtime.distributed` selects the local rank's,
-    or the only one.
-
-    Args:
-        folder: folder shared by all nodes, in which rank 0 publishes its port.
+    Rank 0 publishes its port in the folder, which all nodes share. All GPUs that SLURM exposes stay
+    visible; `mae_et.runtime.distributed` selects the local rank's, or the only one.
     """
     place = submitit.JobEnvironment()
     if place.num_tasks == 1:  # a job launched from another job must not inherit its ranks
@@ -187,11 +184,8 @@ def port_file(folder: Path) -> Path:
 def shared_port(folder: Path, rank: int) -> int:
     """Return the port of rank 0, which picks a free one and publishes it in the shared folder.
 
-    submitit derives a port from the job's id without checking that it is free, and every restart
-    of the job would derive the same one.
-
-    Raises:
-        TimeoutError: rank 0 did not publish a port.
+    submitit derives a port from the job's id without checking that it is free, and every restart of
+    the job would derive the same one.
     """
     path = port_file(folder)
     if rank == 0:

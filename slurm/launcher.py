@@ -60,11 +60,7 @@ class Launcher:
         )
 
     def check(self) -> str:
-        """Validate the script with `sbatch --test-only`; return SLURM's estimate.
-
-        Raises:
-            UserError: SLURM's programs are missing, or SLURM rejects the script.
-        """
+        """Validate the script with `sbatch --test-only`; return SLURM's estimate."""
         missing = [name for name in PROGRAMS if shutil.which(name) is None]
         if missing:
             raise UserError(

@@ -20,14 +20,11 @@ def current_umask() -> int:
 
 
 def make_private(folder: Path) -> None:
-    """Create a folder in a run folder that only this user can write to or replace.
+    """Create a folder in a run folder that only this user can write to or replace, or refuse it.
 
     Jobs load a pickle and import code from it: anyone who can write to the folder, or replace it in
     the run folder, can run code as this user. A group keeps its write permission on the run folder,
     where the sticky bit lets it add files, but not rename or delete those of others.
-
-    Raises:
-        UserError: the folder or its parent belongs to another user, or the folder is a link.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if folder.is_symlink():

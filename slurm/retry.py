@@ -60,13 +60,10 @@ def main(folder: Path, status: int, retries: int) -> int:
 
 
 def cause(folder: Path, job: str, events: list[Event], status: int) -> str:
-    """Return why a job that recorded no error ended, from srun's messages about its tasks.
+    """Return why a job that recorded no error ended, from srun's messages about its tasks, if any.
 
     A task that ends by itself comes before those that srun then terminates and kills, whatever the
     order of the messages: srun reports tasks of several nodes as they arrive.
-
-    Returns:
-        The sentence; empty if srun reports no such task.
     """
     path = log_file(folder, events, job) or folder / "slurm" / f"{job}_0_log.err"
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""

@@ -14,15 +14,11 @@ WATCHED = frozenset({signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM})
 
 @contextmanager
 def stop_deadline(grace: float, act: Callable[[int], None]) -> Iterator[None]:
-    """End the process if the block does not end within a grace period after a signal.
+    """End the process if the block does not end within `grace` seconds after a first signal.
 
     Python runs signal handlers in the main thread, between two bytecode instructions; a main thread
     that waits in C++ for a lost peer never runs them. The interpreter's wake-up descriptor is
-    written at once, so a separate thread reads it.
-
-    Args:
-        grace: seconds from the first signal.
-        act: called with the signal, in the thread, before the process ends.
+    written at once, so a separate thread reads it, which calls `act` before the process ends.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)

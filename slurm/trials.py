@@ -34,13 +34,7 @@ class ClusterRunner:
     def __call__(
         self, configs: Sequence[PretrainConfig], stop_after_step: int | None = None
     ) -> list[str | None]:
-        """Train; return why each run diverged, or None for a run that did not.
-
-        Raises:
-            UserError: the cluster rejects the jobs.
-            RunFailed: a job ended early for another reason.
-            ValueError: `stop_after_step` is given.
-        """
+        """Train; return why each run diverged, or None for a run that did not."""
         if stop_after_step is not None:
             raise ValueError("a job runs to its end: stop_after_step must be None")
         folders = [config.output.dir for config in configs]

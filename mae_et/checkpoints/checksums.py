@@ -107,14 +107,7 @@ class SealedArchive:
 
 
 def check_archive(path: Path) -> bool:
-    """Compare an archive with the checksum in its comment.
-
-    Returns:
-        Whether the archive has a checksum; only mae-et writes one.
-
-    Raises:
-        Damaged: the checksum does not match.
-    """
+    """Compare an archive with the checksum in its comment; False if it has none."""
     try:
         return check_digest(path, _TAG)
     except ValueError as error:
@@ -170,14 +163,7 @@ def sealed_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
 
 
 def check_safetensors(path: Path) -> bool:
-    """Compare a safetensors file with the checksum in its metadata.
-
-    Returns:
-        Whether the file has a checksum; only mae-et writes one.
-
-    Raises:
-        Damaged: the checksum does not match.
-    """
+    """Compare a safetensors file with the checksum in its metadata; False if it has none."""
     with path.open("rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")

@@ -77,9 +77,8 @@ def encoder_of_weights(weights: Weights) -> VisionTransformer:
 def build_vit_of(weights: Weights, head: bool = False) -> VisionTransformer:
     """Build the ViT that the tensors of weights determine, and load them.
 
-    Args:
-        weights: an encoder; must record its number of heads if its width is not a published one.
-        head: whether to load the classifier too, and a linear probe's normalisation before it.
+    The weights must record their number of heads if their width is not a published one. With `head`
+    the classifier is loaded too, and a linear probe's normalisation before it.
     """
     network, tensors = create_vit_of(weights, head)
     mismatch = describe_mismatch(tensors, network.state_dict())
@@ -182,11 +181,7 @@ def _side(count: int) -> int:
 def build_named(path: Path, architecture: str, key: str | None = None, head: bool = False) -> Any:
     """Build a timm model by name and load a file, whose names timm converts to its own.
 
-    Args:
-        path: file of weights.
-        architecture: timm's name of the network.
-        key: state dict to load, if the file has several.
-        head: whether to load the classifier too; its bias gives the number of classes.
+    With `head` the classifier is loaded too; its bias gives the number of classes.
     """
     arguments = timm_arguments(path, architecture) | activation_of(path)
     network = create_vit(architecture, **arguments, num_classes=0)
@@ -210,11 +205,7 @@ def build_named(path: Path, architecture: str, key: str | None = None, head: boo
 
 
 def read_weights_of(network: Any, path: Path, key: str | None = None) -> Tensors:
-    """Read weights for a timm model; sizes and head may differ. See `read_state_dict`.
-
-    Raises:
-        UserError: the weights cannot be read, or their folder records another number of heads.
-    """
+    """Read weights for a timm model; sizes and head may differ. See `read_state_dict`."""
     tensors = read_state_dict(path, network.state_dict().keys(), key)
     config = folder_of(path) / "config.json"
     recorded = read_mapping(config).get("num_attention_heads") if config.is_file() else None

@@ -87,10 +87,6 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Read the weights that `save_pretrained` wrote to a folder, under the names on disk.
 
     They are in one file, or in the shards that an index lists.
-
-    Raises:
-        UserError: there are no weights; or a shard is missing, lies outside the folder, lacks a
-            tensor, or cannot be read.
     """
     file = file_of_folder(folder)
     if file is None:
@@ -115,9 +111,6 @@ def from_hugging_face(
 
     Supports ViTMAE, ViT, ViTMSN, I-JEPA (without a class token), and DINOv2 with and without
     registers; parts that the model does not have are empty.
-
-    Raises:
-        UserError: a tensor's name is unknown, or a tensor that every ViT has is missing.
     """
     parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}, "head": {}}
     for name, tensor in tensors.items():

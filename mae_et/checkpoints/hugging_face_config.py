@@ -37,12 +37,7 @@ def folder_of(path: Path) -> Path:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Return the `config.json` of a folder.
-
-    Raises:
-        UserError: the file cannot be read or has impossible numbers, or describes a model of
-            another type or with another MLP than a plain ViT.
-    """
+    """Return the `config.json` of a folder."""
     about = read_mapping(folder / "config.json")
     kind = about.get("model_type")
     if kind not in MODEL_TYPES:

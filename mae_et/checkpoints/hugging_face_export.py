@@ -31,11 +31,7 @@ from mae_et.runtime.console import say
 
 
 def write_hugging_face(folder: Path, weights: Weights, model: MaskedAutoencoder | None) -> None:
-    """Write a folder that transformers opens without conversion; a classifier has no `model`.
-
-    Raises:
-        UserError: transformers' ViT cannot represent the classifier.
-    """
+    """Write a folder that transformers opens without conversion; a classifier has no `model`."""
     if model is None:
         tensors, about = _classifier(weights)
     elif _is_vit_mae(model):

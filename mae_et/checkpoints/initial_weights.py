@@ -52,9 +52,6 @@ def load_initial_weights(
 
     Returns:
         SHA-256 of the weights, recorded in checkpoints; None without `init.weights`.
-
-    Raises:
-        UserError: the weights cannot be read, have another architecture, or differ between ranks.
     """
     path = config.init.weights
     if path is None:

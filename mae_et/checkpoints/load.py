@@ -60,12 +60,7 @@ def load_pretrained(
 
 
 def masked_autoencoder(weights: Weights, decoder: bool = True) -> MaskedAutoencoder:
-    """Build a masked autoencoder from weights in memory; see `load_pretrained`.
-
-    Raises:
-        UserError: the weights are a classifier's, have learned positions, or have missing or
-            unexpected tensors.
-    """
+    """Build a masked autoencoder from weights in memory; see `load_pretrained`."""
     path = weights.path
     if not decoder:
         weights = replace(weights, decoder={})

@@ -32,13 +32,10 @@ def stored_config(path: Path, key: str | None = None) -> PretrainConfig | None:
 def stored_preprocessing(
     path: Path, key: str | None = None, architecture: str | None = None
 ) -> Preprocessing | None:
-    """Return the preprocessing that a checkpoint records; None if it records none.
+    """Return the preprocessing that a checkpoint, or a timm model by name, records; None if none.
 
-    Args:
-        path: checkpoint, or timm's name of a model.
-        key: choice among several sets of weights in a file.
-        architecture: timm's name of the network in a file that only timm can read; its
-            preprocessing is in timm's `config.json` beside the file, or published by timm.
+    `key` chooses among several sets of weights. That of a file of weights with the name of its
+    `architecture` is in timm's `config.json` beside the file, or published by timm.
     """
     architecture = architecture or timm_architecture(path)
     if architecture is not None or not path.exists():

@@ -21,9 +21,6 @@ def converted_by_timm(tensors: Tensors, network: Any) -> Tensors:
     It renames tensors, and resamples position embeddings, relative-position biases and patch
     embeddings, which is reported on stderr. It raises errors of many types for weights of another
     network.
-
-    Raises:
-        UserError: the weights have biases that the network lacks and timm drops.
     """
     name = network.default_cfg["architecture"]
     convert = getattr(sys.modules[model_entrypoint(name).__module__], "checkpoint_filter_fn", None)

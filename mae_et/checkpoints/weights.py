@@ -68,11 +68,7 @@ class Weights:
         decoder_num_heads: int | None = None,
         target: Target | None = None,
     ) -> "Weights":
-        """Add heads given by a caller, and a target unless our own config records one.
-
-        Raises:
-            UserError: the checkpoint records other heads, or our own config another target.
-        """
+        """Add heads given by a caller, and a target; refuse others than our own config records."""
         own = getattr(self.model, "target", None)
         if target and own not in {None, target}:
             raise UserError(f"target {target}: {self.path} records {own}")

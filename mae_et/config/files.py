@@ -62,11 +62,7 @@ def shipped_configs() -> Path:
 
 
 def find_config(name: str) -> Path:
-    """Find a config by path, or by name among the shipped ones (`pretrain/vit_b16_etpp`).
-
-    Raises:
-        UserError: there is no such config; the sentence suggests one, or says which are shipped.
-    """
+    """Find a config by path, or by name among the shipped ones (`pretrain/vit_b16_etpp`)."""
     shipped = shipped_configs()
     path = expand_path(Path(name), "config")
     if path.is_file():
@@ -188,12 +184,7 @@ def _checked(name: str, kind: type[Any]) -> Path:
 
 
 def config_from_text(text: str, kind: type[Config]) -> Config:
-    """Parse the text that `to_yaml` wrote of a config of a kind.
-
-    Raises:
-        UserError: the text is not such a config; the sentence names the version of mae-et that
-            wrote it, if it is another one.
-    """
+    """Parse the text that `to_yaml` wrote of a config of a kind."""
     try:
         check_text(text, kind)
         if unknown := unknown_keys(text, kind):

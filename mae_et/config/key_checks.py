@@ -21,11 +21,7 @@ CLASS_KEYS = ("class_path", "init_args", "dict_kwargs", "__path__")
 
 
 def check_text(text: str, kind: type[Any]) -> None:
-    """Refuse a text that is not a plain config of a kind; values are checked by the parser.
-
-    Raises:
-        UserError: it is not a YAML mapping, names a class, or has text or a list for a section.
-    """
+    """Refuse a text that is not a plain config of a kind; values are checked by the parser."""
     try:
         value = parse_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -15,9 +15,6 @@ def typed(config: Config, kind: type[Config]) -> Config:
 
     A dataclass accepts any value: a string for a path, a list for a tuple, or a misspelt choice,
     which an if-else chain would treat as its last case.
-
-    Raises:
-        UserError: a field has a value that its type excludes, or the config is of another kind.
     """
     require(
         isinstance(config, kind), f"config must be a {kind.__name__}, got {type(config).__name__}"

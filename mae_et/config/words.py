@@ -68,11 +68,9 @@ def expand_paths(value: Any, key: str = "") -> Any:
 
 
 def expand_path(path: Path, key: str) -> Path:
-    """Expand `~`, `~user`, `$NAME` and `${NAME}` in a path.
+    """Expand `~`, `~user`, `$NAME` and `${NAME}` in a path that can exist.
 
-    Raises:
-        UserError: a variable is not set, there is no such user, no file can have this path, or it
-            does not exist and begins or ends with white space.
+    One that does not, and begins or ends with white space, is refused too.
     """
     try:
         expanded = os.path.expandvars(path.expanduser())

@@ -43,10 +43,6 @@ def compare(
         width: characters of a line, beyond which a Markdown table is returned with a column for
             each run.
         unfinished: state of the runs that are not finished, which have a row even without config.
-
-    Raises:
-        UserError: a run folder is missing or damaged, there is no such column, or the output cannot
-            be written.
     """
     if config.output is not None:
         check_replaceable(config.output, START, "output")

@@ -22,16 +22,10 @@ def image_grid(
     rows: Sequence[Sequence[str]] = (),
     frame: int = FRAME,
 ) -> Tensor:
-    """Lay out panels [R C], all of one size, on white.
+    """Lay out panels [R C], all of one size, on white: uint8 [3 H W].
 
-    Args:
-        panels: rows of panels.
-        columns: caption of each column.
-        rows: lines of text beside each row, the first one larger; none by default.
-        frame: pixels around each panel.
-
-    Returns:
-        uint8 [3 H W].
+    Columns have captions; the lines of text beside each row start with a larger one. `frame` is in
+    pixels around each panel.
     """
     width, height = panels[0][0].size
     size = max(SMALLEST_FONT, width // 8)

@@ -71,11 +71,7 @@ class RunLogger:
         self.terminal.advance(step)
 
     def check_in_place(self) -> None:
-        """Check that the run folder and its records were not deleted, moved or replaced.
-
-        Raises:
-            RunFailed: one of them was, since the run started.
-        """
+        """Check that the run folder and its records were not deleted, moved or replaced."""
         self.check_lock()
         check_in_place(self.folder / METRICS, self.metrics.fileno())
 

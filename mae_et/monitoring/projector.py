@@ -16,11 +16,8 @@ def write_projector(
 ) -> None:
     """Write a folder that TensorBoard opens as a cloud of points.
 
-    Args:
-        folder: log directory.
-        vectors: [N D].
-        rows: name and class of each point.
-        thumbnails: [N C S S], uint8, or of another type in [0, 1].
+    Each of N points has a vector [N D], a name and a class, and a thumbnail [N C S S], uint8 or of
+    another type in [0, 1].
     """
     shown = as_rgb(thumbnails) / (1 if thumbnails.is_floating_point() else 255)
     texts = [[printable(cell) for cell in row] for row in rows]

@@ -31,12 +31,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def bayes(config: SearchConfig, images: int, trials: Trials) -> SearchResult:
-    """Return the best curriculum.
-
-    Raises:
-        UserError: the budget is too small for a step in each stage.
-        RunFailed: every trial diverged.
-    """
+    """Return the best curriculum."""
     study, space = open_study(config.output.dir), Space(config, images)
     prune_from = None if trials.parallel else config.search.prune_from
     while group := next_group(study, space, trials.parallel):

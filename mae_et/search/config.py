@@ -122,9 +122,7 @@ class SearchConfig(PretrainConfig):
     def stages_of(self, bandwidths: Sequence[int], end: int | None = None) -> tuple[Stage, ...]:
         """Return stages of equal share, with RandAugment magnitudes that rise linearly from 0.
 
-        Args:
-            bandwidths: one for each stage.
-            end: RandAugment magnitude of the last stage; `search.magnitude` by default.
+        The last stage has the magnitude `end`, by default `search.magnitude`.
         """
         last = max(1, self.search.stages - 1)
         end = self.search.magnitude if end is None else end

@@ -11,12 +11,7 @@ from mae_et.search.trials import SearchResult, Trial, Trials, whole_trial
 
 
 def greedy(config: SearchConfig, images: int, trials: Trials) -> SearchResult:
-    """Return the best curriculum.
-
-    Raises:
-        UserError: the budget is too small for a step in each stage.
-        RunFailed: the run at constant bandwidth diverged.
-    """
+    """Return the best curriculum."""
 
     def trial(bandwidths: list[int]) -> Trial:
         return whole_trial(config, images, config.stages_of(bandwidths), "images")

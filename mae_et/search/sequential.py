@@ -20,13 +20,7 @@ from mae_et.training.plan import make_plan
 
 
 def sequential(config: SearchConfig, images: int, trials: Trials) -> SearchResult:
-    """Return the best curriculum.
-
-    Raises:
-        UserError: the budget is too small for a step in each stage, or the warm-up is longer than
-            the first stage.
-        RunFailed: every candidate of a stage diverged.
-    """
+    """Return the best curriculum."""
     chosen: list[int] = []
     parent: Trial | None = None
     for place in range(config.search.stages):

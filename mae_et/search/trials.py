@@ -87,12 +87,7 @@ class Trials:
         self.known = {record["trial"]: record for record in log.records if "trial" in record}
 
     def scores(self, trials: Sequence[Trial]) -> list[float]:
-        """Return the scores of independent trials; -inf for diverged ones.
-
-        Raises:
-            RunFailed: the objective failed, or a run failed for a reason other than divergence.
-            Interrupted: a signal requested a stop.
-        """
+        """Return the scores of independent trials; -inf for diverged ones."""
         missing = [trial for trial in trials if trial.name not in self.known]
         for group in [missing] if self.parallel and missing else [[trial] for trial in missing]:
             for trial in group:
