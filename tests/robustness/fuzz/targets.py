@@ -10,8 +10,8 @@ import os
 import struct
 import tarfile
 import zipfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -292,10 +292,18 @@ def read_classifier(data: bytes, folder: Path) -> None:
         read_classifier_config(folder)
 
 
+@contextmanager
+def refused_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+
+
 def read_config(data: bytes, folder: Path) -> None:
     text = data[1:].decode("utf-8", errors="replace")
     kind = (PretrainConfig, ClassifierConfig, ClusterConfig)[data[0] % 3 if data else 0]
-    with suppress(UserError):
+    with refused_in_one_line():
         found = config_from_text(text, kind)
         assert config_from_text(to_yaml(found), kind) == found or "nan" in text.lower()
 
@@ -311,7 +319,7 @@ def read_flags(data: bytes, folder: Path) -> None:
     words = data.decode("utf-8", errors="replace").split("\0")
     asks = ("-h", "--help", "--print_config", "--config")  # print and exit, or read other files
     if not any(word.startswith(asks) for word in words):
-        with suppress(UserError):
+        with refused_in_one_line():
             parse_config(flags(), PretrainConfig, words)
 
 
