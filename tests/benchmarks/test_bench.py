@@ -15,18 +15,16 @@ from mae_et.benchmarks.launches import launches
 from mae_et.benchmarks.reference import PlainAutoencoder
 from mae_et.benchmarks.rounds import Speed, interleave
 from mae_et.benchmarks.step import _peak, operations
-from mae_et.benchmarks.variants import DECODING_THREADS, FREE_PROCESSORS, variant
+from mae_et.benchmarks.variants import variant
 
 from mae_et import MaskedAutoencoder, UserError, mask_from_noise
 from mae_et.cli.bench import bench
 from mae_et.cli.main import main
 from mae_et.config.data import DataConfig
-from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.data import device_decode, encoded
 from mae_et.data.sampler import SampleIndex
-from mae_et.training import build
 from mae_et.training import compile as compiling
-from mae_et.training.cuda_graphs import Capture, should_replay
+from mae_et.training.cuda_graphs import Capture
 
 
 def test_no_rounds_and_no_images_are_refused() -> None:
@@ -40,17 +38,11 @@ def test_no_rounds_and_no_images_are_refused() -> None:
 
 
 def test_rounds_exclude_the_warm_up_and_are_compared_pairwise() -> None:
-    calls: list[str] = []
-    speeds = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
-    assert calls == ["a", "b"] * 4
-    assert {len(speed.seconds) for speed in speeds.values()} == {3}
-    assert speeds["a"].ratios == (1.0, 1.0, 1.0)
-
-
-def test_faster_arm_has_a_higher_speed_ratio() -> None:
     times: list[float] = [0]
     arms = {"a": lambda: times.append(times[-1] + 3), "b": lambda: times.append(times[-1] + 2)}
-    assert interleave(arms, 2, clock=lambda: times[-1])["b"].ratios == (1.5, 1.5)
+    speeds = interleave(arms, 3, clock=lambda: times[-1])
+    assert times == [0, 3, 5, 8, 10, 13, 15, 18, 20]
+    assert (speeds["a"].ratios, speeds["b"].ratios) == ((1.0,) * 3, (1.5,) * 3)
 
 
 def test_ratio_prints_its_median_and_range() -> None:
@@ -144,51 +136,29 @@ def test_unknown_bench_is_refused(capsys) -> None:
     assert f"bench needs one of {', '.join(['node', *BENCHMARKS])}" in capsys.readouterr().err
 
 
-def test_variants_change_one_thing_of_training(monkeypatch) -> None:
-    """Its stream is also that of graphs, which run where they were captured."""
-    made: dict[str, int] = {}
+def test_variants_train_in_a_stream_that_is_also_that_of_graphs(monkeypatch) -> None:
+    """Graphs run where they were captured."""
     used: list[str] = []
     green = SimpleNamespace(Stream=lambda: "green")
-    create = SimpleNamespace(create=lambda **sizes: made.update(sizes) or green)
-    contexts = SimpleNamespace(GreenContext=create)  # PyTorch 2.7 has none
+    contexts = SimpleNamespace(GreenContext=SimpleNamespace(create=lambda **_: green))
     gpu = SimpleNamespace(multi_processor_count=132)
-    monkeypatch.setitem(sys.modules, "torch.cuda.green_contexts", contexts)
+    monkeypatch.setitem(sys.modules, "torch.cuda.green_contexts", contexts)  # PyTorch 2.7 has none
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: used.append(stream) or nullcontext())
     monkeypatch.setattr(torch.cuda, "Stream", lambda priority=0: f"own {priority}")
-    sharing: set[str] = set()
-
-    def changed(name: str) -> tuple[list[str], object, str, int, set[str]]:
-        used.clear()
-        sharing.clear()
-        monkeypatch.setattr(compiling, "SHARING", sharing)
-        monkeypatch.setattr(compiling, "STEPS_WORTH_COMPILING", 1000)
-        monkeypatch.setattr(Capture, "default_capture_stream", None)
-        monkeypatch.setattr(device_decode, "PRIORITY", -1)
-        monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
+    monkeypatch.setattr(compiling, "STEPS_WORTH_COMPILING", 1000)
+    monkeypatch.setattr(Capture, "default_capture_stream", None)
+    monkeypatch.setattr(device_decode, "PRIORITY", -1)
+    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
+    for name, queues, streams in (
+        ("default", "32", []), ("connections", "8", []), ("priority", "32", ["own -1"]),
+        ("partition", "32", ["own -1", "green"]),
+    ):  # fmt: skip
         with variant(name):
-            queues = os.environ["CUDA_DEVICE_MAX_CONNECTIONS"]
-        return [*used], Capture.default_capture_stream, queues, device_decode.PRIORITY, {*sharing}
-
-    assert changed("default") == ([], None, "32", -1, set())
-    assert compiling.STEPS_WORTH_COMPILING == 0
-    assert changed("connections") == ([], None, "8", -1, set())
-    assert changed("priority") == (["own -1"], "own -1", "32", -2, set())
-    assert changed("partition") == (["green"], "green", "32", -1, set())
-    assert changed("shared") == ([], None, "32", -1, {"cuda"})
-    monkeypatch.setattr(device_decode, "THREADS", 2)
-    monkeypatch.setattr(device_decode, "AHEAD", 2)
-    changed("threads")
-    assert device_decode.THREADS == device_decode.AHEAD == DECODING_THREADS
-    monkeypatch.setattr(build, "should_replay", should_replay)
-    changed("unreplayed")
-    assert not build.should_replay(EfficiencyConfig(), torch.device("cuda"), True)
-    assert made == {"num_sms": 132 - FREE_PROCESSORS, "device_id": 0}
-    kernels: list[bool] = []
-    for kernel in ("cudnn", "flash"):
-        monkeypatch.setattr(torch.backends.cuda, f"enable_{kernel}_sdp", kernels.append)
-    changed("attention")
-    assert kernels == [False, False]
+            assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == queues
+            assert compiling.STEPS_WORTH_COMPILING == 0
+        assert used == streams
+        assert Capture.default_capture_stream == (streams[-1] if streams else None)
 
 
 def test_a_part_of_the_images_is_decoded_by_the_cpu(tmp_path: Path, monkeypatch) -> None:

@@ -4,7 +4,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -309,22 +308,3 @@ def test_loading_is_timed_on_all_gpus_at_once(monkeypatch, died: bool) -> None:
     (row,) = node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 4, gpus=2)
     assert (row["images_per_second"] is None) == died
     assert row.get("reason", "").startswith("a process of one of the GPUs died") == died
-
-
-def test_speed_of_loading_is_that_of_the_slowest_gpu(monkeypatch) -> None:
-    speeds = iter([30.0, 10.0, 20.0])
-
-    class Pool(nullcontext):
-        def __init__(self, *_: object) -> None:
-            super().__init__(self)
-
-        def submit(self, *_: object) -> Future:
-            done: Future = Future()
-            done.set_result(next(speeds))
-            return done
-
-    monkeypatch.setattr(node_loading, "ProcessPoolExecutor", Pool)
-    config = load_config(PretrainConfig, [])
-    with node_loading._measuring(config, torch.device("cpu"), 3) as measure:
-        assert measure() == 10
-    assert next(speeds, None) is None

@@ -1,6 +1,5 @@
 """The benchmark of quality: its arms, and its tables at equal accuracy."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -123,40 +122,3 @@ def test_interval_of_a_cost_is_that_of_students_t_test() -> None:
     assert cost_interval(costs, curve, [9.0, 10, 11]) == pytest.approx((1, 4**0.035), rel=2e-3)
     assert cost_interval(costs, curve, [200.0, 201, 202]) is None
     assert cost_interval(costs, curve, goal[:1]) is None
-
-
-NAMES = {
-    ", HOG": "-hog", ", 2x the compute": "-2x", ", 4x the compute": "-4x",
-    ", as many images as plain": "-equal-images", ", resized instead of Fourier crops": "-resize",
-    ", positions of each grid of its own": "-own-grid",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("section", ["### Imagenette at 128\n", "### CIFAR-10 at 32"])
-def test_recorded_intervals_follow_from_the_recorded_means_and_deviations(section: str) -> None:
-    page = (Path(__file__).parents[2] / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
-    measured, compared = page.split(section)[1].split("\n### ")[0].split("How many times")
-    rows = {}
-    for line in measured.splitlines():
-        name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
-        found = [re.findall(r"[\d.]+", cell) for cell in cells if "±" in cell]
-        costs = re.search(r"\| ([\d.]+) \| ([\d.]+) s", line)
-        if not found or costs is None:
-            continue
-        for words, suffix in NAMES.items():
-            name = name.replace(words, suffix)
-        # Three seeds: mean - s, mean and mean + s have the deviation s.
-        scores = [[float(mean) + k * float(s) for mean, s in found] for k in (-1, 0, 1)]
-        cost = {"equivalent_epochs": float(costs[1]), "seconds": float(costs[2])}
-        rows[name] = [cost | dict(zip(SCORES, each, strict=False)) for each in scores]
-    interval = r"(?:< )?[\d.]+ to (?:> )?[\d.]+"
-    expected, shown = (
-        [
-            found
-            for line in re.findall(r"^\| etpp.*", text, re.M)
-            if (found := re.findall(interval, line))
-        ]
-        for text in (equal_accuracy(rows), compared)
-    )
-    assert len(shown) > 1
-    assert shown == expected
