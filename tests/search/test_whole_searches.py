@@ -5,8 +5,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -29,6 +27,12 @@ def weight_sum(folder: Path) -> float:
     """Score a run by a deterministic function of its weights."""
     state = newest_checkpoint(folder / "checkpoints")["model"]
     return sum(float(weight.double().abs().sum()) for weight in state.values()) % 10
+
+
+def figures(found: dict) -> dict:
+    """Return the figures of a search that do not depend on where and when it ran."""
+    same = ("bandwidths", "value", "trial", "trials", "equivalent_epochs")
+    return {key: found[key] for key in same}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -60,8 +64,7 @@ def test_a_search_interrupted_between_all_its_steps_scores_each_trial_once(
         with contextlib.suppress(KeyboardInterrupt):
             found = search(small(*flags), objective, running)
     assert next(turns) > expected["trials"]
-    same = {"bandwidths", "value", "trial", "trials", "equivalent_epochs"}
-    assert {key: found[key] for key in same} == {key: expected[key] for key in same}
+    assert figures(found) == figures(expected)
     logs = [Path(each["search"], "trials.jsonl").read_text() for each in (found, expected)]
     assert logs[0] == logs[1]
 
@@ -102,8 +105,7 @@ def test_a_search_stopped_by_signals_finds_the_same_curriculum(
     finally:
         hook.remove()
     assert starts > 3
-    same = {"bandwidths", "value", "trial", "trials", "equivalent_epochs"}
-    assert {key: found[key] for key in same} == {key: expected[key] for key in same}
+    assert figures(found) == figures(expected)
     tables = [json.loads((folder / "results.json").read_text())["table"]
               for folder in (tmp_path / "whole", stopped.output.dir)]  # fmt: skip
     for fact in itertools.chain(*tables):
@@ -142,44 +144,6 @@ def test_the_resulting_curriculum_is_a_pretraining_config(
         assert main(["pretrain", f"--config={results['curriculum']}"]) == 0
 
 
-def lines_in(log: Path) -> int:
-    """Return how many lines a log has."""
-    return log.read_bytes().count(b"\n") if log.exists() else 0
-
-
-@pytest.mark.slow
-def test_a_killed_search_resumes(tiny_yaml: Path, tmp_path: Path) -> None:
-    """By kill -9 at various moments; the result equals that of an uninterrupted search."""
-    command = [sys.executable, "-m", "mae_et", "search", f"--config={tiny_yaml}", *SMALL,
-               "--search.strategy=bayes", "--search.trials=5", "--search.held_out=0.3",
-               "--curriculum.epochs=12"]  # fmt: skip
-    whole = subprocess.run(
-        [*command, f"--output.dir={tmp_path / 'a'}"], capture_output=True, check=True
-    )
-    log, kills, out = tmp_path / "b" / "trials.jsonl", 0, ""
-    while not out:
-        process = subprocess.Popen(
-            [*command, f"--output.dir={tmp_path / 'b'}"], stdout=-1, stderr=-1, text=True
-        )
-        due = lines_in(log) + 3
-        while process.poll() is None and lines_in(log) < due:
-            time.sleep(0.02)
-        time.sleep(0.1 * kills)  # in the middle of the next trial
-        process.kill()
-        out, err = process.communicate()
-        assert process.returncode in {0, -signal.SIGKILL}, err
-        kills += process.returncode != 0
-    assert kills > 1
-    first, second = (json.loads(text.splitlines()[-1]) for text in (whole.stdout, out))
-    same = ("bandwidths", "value", "trial", "trials")
-    assert [first[key] for key in same] == [second[key] for key in same]
-
-
-def by_trials(found: dict) -> dict:
-    """Return the figures of a search that do not depend on where it ran."""
-    return {key: found[key] for key in ("bandwidths", "value", "trial", "trials")}
-
-
 @pytest.mark.slow
 def test_trials_run_as_jobs_of_a_cluster(tiny_yaml: Path, tmp_path: Path, capsys) -> None:
     """Local processes replace the cluster; the result equals that of one process."""
@@ -190,7 +154,7 @@ def test_trials_run_as_jobs_of_a_cluster(tiny_yaml: Path, tmp_path: Path, capsys
         command = ["search", f"--config={tiny_yaml}", *flags, f"--output.dir={folder}"]
         assert main(command) == 0
         found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
-    assert by_trials(found[0]) == by_trials(found[1])
+    assert figures(found[0]) == figures(found[1])
 
 
 @pytest.mark.slow
