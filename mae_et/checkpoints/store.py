@@ -19,7 +19,7 @@ from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.checkpoints.weight_files import describe_refusal, summarise_error
 from mae_et.curriculum.plan import Plan
 from mae_et.errors import UserError
-from mae_et.io.atomic import remove_leftovers, write_atomically
+from mae_et.io.atomic import write_atomically
 from mae_et.runtime.console import notify
 from mae_et.runtime.watchdog import heartbeat
 from mae_et.version import __version__
@@ -155,11 +155,7 @@ def _loads(path: Path) -> bool:
 
 
 def prune_checkpoints(folder: Path, keep_last: int, keeps: Callable[[int], bool]) -> None:
-    """Delete all but the newest `keep_last` checkpoints and those whose step `keeps` names.
-
-    Temporary files of killed writers are deleted too.
-    """
+    """Delete all but the newest `keep_last` checkpoints and those whose step `keeps` names."""
     for path in list_checkpoints(folder)[:-keep_last]:
         if not keeps(checkpoint_step(path)):
-            path.unlink()
-    remove_leftovers(folder)
+            path.unlink(missing_ok=True)  # a user may have deleted it

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from mae_et.checkpoints.store import rename_damaged_after
+from mae_et.checkpoints.store import prune_checkpoints, rename_damaged_after
 from mae_et.config.efficiency import ProcessConfig
 from mae_et.config.files import to_yaml
 from mae_et.config.schema import RunConfig
@@ -117,12 +117,15 @@ def run_records(run: Run, files: Mapping[str, str]) -> Iterator[RunLogger | None
     if not run.world.is_main:
         yield None
         return
-    folder = run.config.output.dir
+    output, folder = run.config.output, run.config.output.dir
+    checkpoints = folder / "checkpoints"
     with sole_writer(folder) as check_lock:
-        check_writable(folder / "checkpoints")
-        for place in (folder, folder / "reconstructions"):
+        check_writable(checkpoints)
+        # Of a killed process, before this one needs the space.
+        for place in (folder, folder / "reconstructions", checkpoints):
             remove_leftovers(place)
-        rename_damaged_after(folder / "checkpoints", run.state.step)
+        rename_damaged_after(checkpoints, run.state.step)
+        prune_checkpoints(checkpoints, output.keep_last, run.keeps)
         plan = json.dumps(run.plan.to_dict(), indent=1)
         texts = {"config.yaml": to_yaml(run.config), "plan.json": plan, **files}
         for name, text in texts.items():

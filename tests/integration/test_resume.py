@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -131,6 +132,16 @@ def test_kill_during_a_save_resumes_from_the_previous_checkpoint(tiny, uninterru
     assert list(folder.glob(".*.tmp"))
     same_end(pretrain(config), saved)
     assert not list(folder.glob(".*.tmp"))
+
+
+def test_a_kill_before_superseded_checkpoints_are_deleted_keeps_no_more(tiny) -> None:
+    """Though the last checkpoint was written, so that the restarted run writes none."""
+    config = tiny("--curriculum.epochs=1", "--output.checkpoint_every=2")
+    newest = list_checkpoints(pretrain(config) / "checkpoints")
+    shutil.copy(newest[0], newest[0].with_name("step-00000001.pt"))
+    (config.output.dir / "results.json").unlink()
+    pretrain(config)
+    assert list_checkpoints(config.output.dir / "checkpoints") == newest
 
 
 def test_damaged_newest_checkpoint_repeats_one_interval_with_a_warning(tiny, uninterrupted) -> None:
