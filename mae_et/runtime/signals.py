@@ -30,9 +30,9 @@ class StopFlag:
 def stop_signals() -> Iterator[StopFlag]:
     """Handle SIGTERM, SIGINT, SIGUSR1, SIGUSR2 and SIGHUP inside the block.
 
-    They raise `Stopped`, or only set the flag if `saves` is true; then a second SIGINT stops at
-    once. At the end of the block, a pending signal is passed to the previous handler. Under nohup,
-    SIGHUP stays ignored.
+    They raise `Stopped`, or only set the flag if `saves` is true; then a second SIGINT stops as
+    soon as a write in progress has ended, and a third kills the process. At the end of the block, a
+    pending signal is passed to the previous handler. Under nohup, SIGHUP stays ignored.
     """
     global _pending
     flag = StopFlag()
@@ -40,6 +40,8 @@ def stop_signals() -> Iterator[StopFlag]:
     def handle(number: int, frame: object) -> None:
         global _pending
         if flag.saves and flag.signal == number == signal.SIGINT:
+            # A third exception would release the run folder while a thread writes to it.
+            signal.signal(number, signal.SIG_DFL)
             raise KeyboardInterrupt
         flag.signal = number
         if not flag.saves:

@@ -66,6 +66,18 @@ def test_signal_waits_only_where_there_is_something_to_save_and_is_never_lost(nu
         signal.signal(number, before)
 
 
+def test_third_sigint_kills_the_process_for_a_write_may_still_be_in_progress() -> None:
+    """The second one waits for it; another exception would release the run folder before."""
+    with contextlib.suppress(KeyboardInterrupt), stop_signals() as flag:
+        flag.saves = True
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) != signal.SIG_DFL
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+
+
 def test_signal_swallowed_by_an_import_stops_the_command_that_follows() -> None:
     with pytest.raises(Stopped, match="SIGTERM"), stop_signals():
         import_that_swallows_everything()
