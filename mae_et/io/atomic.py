@@ -63,7 +63,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # raised by fsync
+        if error.errno is not None and error.filename in {None, str(temporary)}:
             error.filename = str(path)
         raise
     finally:

@@ -65,8 +65,12 @@ _RESUMES = "what was saved is kept, and the same command resumes from there"
 
 
 @contextmanager
-def explain_system_errors() -> Iterator[None]:
-    """Turn exhausted memory, full disks, GPU errors and lost processes into one sentence."""
+def explain_system_errors(writes: bool = False) -> Iterator[None]:
+    """Turn exhausted memory, full disks, GPU errors and lost processes into one sentence.
+
+    Args:
+        writes: whether the block only writes files, so that any error of a file is one of writing.
+    """
     try:
         yield
     except (RunFailed, Interrupted):
@@ -78,7 +82,7 @@ def explain_system_errors() -> Iterator[None]:
             raise RunFailed(_out_of_memory(error)) from error
         if (limit := _limit_of(error)) is not None:
             raise RunFailed(limit) from error
-        if error.errno not in _NOT_WRITTEN:
+        if not writes and error.errno not in _NOT_WRITTEN:
             raise
         what = error.filename or "a file"
         raise RunFailed(f"cannot write {what}: {error.strerror}; {_RESUMES}") from error

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from mae_et.checkpoints.store import prune_checkpoints, save_checkpoint
 from mae_et.config.files import to_yaml
-from mae_et.errors import one_line
+from mae_et.errors import RunFailed, one_line
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
 from mae_et.runtime.agreement import fail_together
@@ -71,26 +71,37 @@ class CheckpointWriter:
             live = set(_addresses(run)) if run.state.sharded else None
             copied = None if waits else self._host.take(state, live)
             waits = copied is None
-            self._written = self._thread.submit(_write, run, state if copied is None else copied)
+            self._written = self._thread.submit(self._write, state if copied is None else copied)
         if distributed.any_rank(waits, run.world):
             self.wait()
 
     def wait(self) -> None:
         """Wait until the last checkpoint is on disk; a collective."""
         written, self._written = self._written, None
-        with fail_together(self.run.world), explain_system_errors():
+        with fail_together(self.run.world):
             distributed.run_on_main(written.result if written else _nothing, self.run.world)
+
+    def _write(self, state: dict[str, Any]) -> None:
+        """Write a checkpoint of a state, and delete superseded ones.
+
+        Raises:
+            RunFailed: it could not be written.
+        """
+        run, output = self.run, self.run.config.output
+        folder = output.dir / "checkpoints"
+        try:
+            with explain_system_errors(writes=True):
+                save_checkpoint(
+                    folder, state, to_yaml(run.config), run.plan.to_dict(), run.provenance
+                )
+                prune_checkpoints(folder, output.keep_last, run.keeps)
+        except RunFailed:
+            if self.logger is not None:
+                self.logger.check_lock()  # has a better reason if the run folder is gone
+            raise
 
 
 def _nothing() -> None: ...
-
-
-def _write(run: Run, state: dict[str, Any]) -> None:
-    """Write a checkpoint of a state, and delete superseded ones."""
-    output, plan = run.config.output, run.plan
-    folder = output.dir / "checkpoints"
-    save_checkpoint(folder, state, to_yaml(run.config), plan.to_dict(), run.provenance)
-    prune_checkpoints(folder, output.keep_last, run.keeps)
 
 
 def _addresses(run: Run) -> Iterator[int]:

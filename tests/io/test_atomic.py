@@ -83,6 +83,8 @@ def test_a_failed_flush_names_the_file_and_a_folder_need_not_be_flushed(
     of_files = errno.EIO
     with pytest.raises(OSError, match=r"'/.*a\.json'"):
         write_text_atomically(path, "newer")
+    with pytest.raises(FileNotFoundError, match=r"'/.*/a\.json'"):
+        write_atomically(path, Path.unlink)  # a user deletes the temporary file
     assert path.read_text() == "new"
 
 

@@ -29,7 +29,7 @@ from mae_et.training.checkpoint_writer import CheckpointWriter
 from mae_et.training.host_copy import HostCopy
 
 FORK = multiprocessing.get_context("fork")
-LOGGER: Any = SimpleNamespace(flush=lambda: None)
+LOGGER: Any = SimpleNamespace(flush=lambda: None, check_lock=lambda: None)
 
 
 def run_in(folder: Path) -> Any:
@@ -125,6 +125,31 @@ def test_an_error_of_the_writer_is_raised_by_the_next_save(tmp_path: Path, monke
             checkpoints.save(waits=False)
 
 
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES, errno.ENOENT])
+def test_any_error_of_the_disk_is_one_sentence_about_the_checkpoint(
+    tmp_path: Path, monkeypatch, code: int
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    sentence = f"cannot write .*/step-00000001.pt: {os.strerror(code)}; what was saved is kept"
+    writer = CheckpointWriter(run_in(tmp_path), LOGGER)
+    with pytest.raises(RunFailed, match=sentence), writer as checkpoints:
+        checkpoints.save(waits=True)
+
+
+def test_a_write_that_fails_because_the_run_folder_is_gone_says_so(tmp_path: Path) -> None:
+    def gone() -> None:
+        raise RunFailed("the run folder was deleted")
+
+    logger: Any = SimpleNamespace(flush=lambda: None, check_lock=gone)
+    (tmp_path / "checkpoints").touch()
+    writer = CheckpointWriter(run_in(tmp_path), logger)
+    with pytest.raises(RunFailed, match="the run folder was deleted"), writer as checkpoints:
+        checkpoints.save(waits=True)
+
+
 def test_an_error_of_training_waits_for_the_write_and_hides_none_of_its_own(
     tmp_path: Path, gate, monkeypatch, capsys
 ) -> None:
@@ -141,7 +166,9 @@ def test_an_error_of_training_waits_for_the_write_and_hides_none_of_its_own(
         monkeypatch.setattr(checkpoint_writer, "save_checkpoint", full_disk)
     assert steps_in(tmp_path / "1") == [1]
     said = capsys.readouterr().err
-    assert said.count("the last checkpoint was not written: [Errno 28] No space left") == 1
+    assert (
+        said.count("the last checkpoint was not written: cannot write file: No space left on") == 1
+    )
 
 
 def test_a_run_ends_at_the_step_after_a_write_that_failed(tiny, monkeypatch) -> None:
