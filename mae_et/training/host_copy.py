@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class HostCopy:
 
         Returns:
             The copy; None, reported in a line once, if it would take more than half of the host
-            memory that is left.
+            memory that is left, or cannot be allocated.
         """
         tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
         found = {_place(tensor): tensor.untyped_storage() for tensor in tensors}
@@ -59,20 +60,23 @@ class HostCopy:
         sizes = [(each.nbytes(), each.device.type == "cuda") for each in storages]
         needed = sum(1 << (size - 1).bit_length() if pinned else size for size, pinned in sizes)
         left = available_host_memory()
-        if left is not None and needed > left // 2:
-            if not self._reported:
-                say(
-                    "training waits while checkpoints are written: a copy of its state takes "
-                    f"{needed / 1e9:,.1f} GB of host memory, more than half of the "
-                    f"{left / 1e9:,.1f} GB that are left"
-                )
-            self._reported = True
-            return False
-        self._held = [
-            torch.empty(size, dtype=torch.uint8, pin_memory=pinned).untyped_storage()
-            for size, pinned in sizes
-        ]
-        return True
+        if left is None or needed <= left // 2:
+            with suppress(RuntimeError):  # a limit of the process, or on pinned memory
+                self._held = [
+                    torch.empty(size, dtype=torch.uint8, pin_memory=pinned).untyped_storage()
+                    for size, pinned in sizes
+                ]
+                return True
+            why = "which the system refuses"
+        else:
+            why = f"more than half of the {left / 1e9:,.1f} GB that are left"
+        if not self._reported:
+            say(
+                "training waits while checkpoints are written: a copy of its state takes "
+                f"{needed / 1e9:,.1f} GB of host memory, {why}"
+            )
+        self._reported = True
+        return False
 
 
 def _place(tensor: Tensor) -> tuple[int, int]:

@@ -66,3 +66,12 @@ def test_without_room_for_a_copy_there_is_none_and_one_line(monkeypatch, capsys)
     assert host.take(content) is not None
     monkeypatch.setattr(host_copy, "available_host_memory", lambda: 0)
     assert host.take(content) is not None  # it has the memory
+
+
+def test_memory_that_the_system_refuses_is_no_room(monkeypatch, capsys) -> None:
+    """A limit on addresses (ulimit -v), or on pinned memory."""
+    host, huge = HostCopy(), torch.empty(0).untyped_storage()
+    monkeypatch.setattr(host_copy, "available_host_memory", lambda: None)
+    monkeypatch.setattr(type(huge), "nbytes", lambda _: 2**62)
+    assert host.take({"weight": torch.ones(1)}) is None
+    assert capsys.readouterr().err.endswith("GB of host memory, which the system refuses\n")
