@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -175,24 +175,18 @@ def all_ranks_equal(value: int, world: DistributedContext) -> bool:
     return bool(extremes[0] == -extremes[1])
 
 
-def run_on_main(work: Callable[[], None], world: DistributedContext, poll: float = 1.0) -> None:
-    """Run long work on the main rank while the others wait.
+def wait_for_main(
+    future: Future[None] | None, world: DistributedContext, poll: float = 1.0
+) -> None:
+    """Wait on all ranks for a future of the main rank, which raises its error.
 
     Waiting does not trigger their watchdogs; the main rank's still checks for progress.
     """
-    if world.size == 1:
-        work()
-        return
-    with ThreadPoolExecutor(1) as thread:
-        future = thread.submit(work) if world.is_main else None
-        waits = True
-        while waits:
-            done = future is None or bool(wait([future], poll).done)
-            waits = any_rank(not done, world)
-            if future is None:
-                heartbeat()
-        if future is not None:
-            future.result()
+    while any_rank(future is not None and not wait([future], poll).done, world):
+        if not world.is_main:
+            heartbeat()
+    if future is not None:
+        future.result()
 
 
 def barrier(world: DistributedContext) -> None:

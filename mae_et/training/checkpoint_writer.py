@@ -1,6 +1,6 @@
 """Write a run's checkpoints in a thread, while training continues."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
@@ -44,10 +44,12 @@ class CheckpointWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         self._thread.shutdown()
-        if self._written is not None and (failure := self._written.exception()) is not None:
-            if error is None:
-                raise failure
-            say(f"the last checkpoint was not written: {one_line(failure)}")
+        failure = None if self._written is None else self._written.exception()
+        if failure is None or failure is error:
+            return
+        if error is None:
+            raise failure
+        say(f"the last checkpoint was not written: {one_line(failure)}")
 
     @property
     def failed(self) -> bool:
@@ -71,37 +73,29 @@ class CheckpointWriter:
             live = set(_addresses(run)) if run.state.sharded else None
             copied = None if waits else self._host.take(state, live)
             waits = copied is None
-            self._written = self._thread.submit(self._write, state if copied is None else copied)
+            state = state if copied is None else copied
+            self._written = self._thread.submit(_write, run, state, logger.check_lock)
         if distributed.any_rank(waits, run.world):
             self.wait()
 
     def wait(self) -> None:
         """Wait until the last checkpoint is on disk; a collective."""
-        written, self._written = self._written, None
         with fail_together(self.run.world):
-            distributed.run_on_main(written.result if written else _nothing, self.run.world)
-
-    def _write(self, state: dict[str, Any]) -> None:
-        """Write a checkpoint of a state, and delete superseded ones.
-
-        Raises:
-            RunFailed: it could not be written.
-        """
-        run, output = self.run, self.run.config.output
-        folder = output.dir / "checkpoints"
-        try:
-            with explain_system_errors(writes=True):
-                save_checkpoint(
-                    folder, state, to_yaml(run.config), run.plan.to_dict(), run.provenance
-                )
-                prune_checkpoints(folder, output.keep_last, run.keeps)
-        except RunFailed:
-            if self.logger is not None:
-                self.logger.check_lock()  # has a better reason if the run folder is gone
-            raise
+            distributed.wait_for_main(self._written, self.run.world)
+        self._written = None
 
 
-def _nothing() -> None: ...
+def _write(run: Run, state: dict[str, Any], check_lock: Callable[[], None]) -> None:
+    """Write a checkpoint of a state, and delete superseded ones; raise `RunFailed` if it fails."""
+    output, plan = run.config.output, run.plan
+    folder = output.dir / "checkpoints"
+    try:
+        with explain_system_errors(writes=True):
+            save_checkpoint(folder, state, to_yaml(run.config), plan.to_dict(), run.provenance)
+            prune_checkpoints(folder, output.keep_last, run.keeps)
+    except RunFailed:
+        check_lock()  # has a better reason if the run folder is gone
+        raise
 
 
 def _addresses(run: Run) -> Iterator[int]:

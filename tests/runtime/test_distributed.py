@@ -3,7 +3,7 @@
 import signal
 import socket
 import threading
-import time
+from concurrent.futures import Future
 from unittest.mock import MagicMock
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 
 from mae_et.errors import RunFailed
 from mae_et.runtime import distributed, rendezvous
-from mae_et.runtime.distributed import DistributedContext, run_on_main
+from mae_et.runtime.distributed import DistributedContext, wait_for_main
 
 
 @pytest.fixture
@@ -97,22 +97,17 @@ def test_only_a_group_that_a_command_joined_ends_with_it(
 
 def test_ranks_wait_for_long_work_of_the_main_rank_without_being_ended(monkeypatch) -> None:
     """Its own watchdog sees only the heartbeats of the work: a save that hangs still ends it."""
-    cpu, beats, done = torch.device("cpu"), [], []
+    cpu, beats = torch.device("cpu"), []
     monkeypatch.setattr(distributed, "heartbeat", lambda: beats.append(1))
     busy = iter([True, True, True, False])
     monkeypatch.setattr(distributed, "any_rank", lambda flag, _: next(busy))
-    run_on_main(lambda: done.append("other"), DistributedContext(1, 2, cpu))
-    assert len(beats) == 4
-    assert not done
+    wait_for_main(None, DistributedContext(1, 2, cpu))
+    assert len(beats) == 3
 
     monkeypatch.setattr(distributed, "any_rank", lambda flag, _: flag)
-    main = DistributedContext(0, 2, cpu)
-    run_on_main(lambda: (time.sleep(0.1), done.append("main")), main, poll=0.01)
-    assert done == ["main"]
-    assert len(beats) == 4
-
-    def full_disk() -> None:
-        raise OSError(28, "No space left on device")
-
+    work: Future[None] = Future()
+    error = OSError(28, "No space left on device")
+    threading.Timer(0.1, work.set_exception, [error]).start()
     with pytest.raises(OSError, match="No space left"):
-        run_on_main(full_disk, main)
+        wait_for_main(work, DistributedContext(0, 2, cpu), poll=0.01)
+    assert len(beats) == 3

@@ -113,16 +113,22 @@ def full_disk(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "file")
 
 
-def test_an_error_of_the_writer_is_raised_by_the_next_save(tmp_path: Path, monkeypatch) -> None:
-    run = run_in(tmp_path)
-    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", full_disk)
-    with CheckpointWriter(run, LOGGER) as checkpoints:
-        checkpoints.save(waits=False)
-        end = time.monotonic() + 30
-        while not checkpoints.failed and time.monotonic() < end:
-            time.sleep(0.01)
-        with pytest.raises(RunFailed, match="cannot write file: No space left on device; what was"):
+def test_an_error_of_the_writer_is_raised_by_the_next_save(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def save_twice() -> None:
+        with CheckpointWriter(run_in(tmp_path), LOGGER) as checkpoints:
             checkpoints.save(waits=False)
+            end = time.monotonic() + 30
+            while not checkpoints.failed and time.monotonic() < end:
+                time.sleep(0.01)
+            checkpoints.save(waits=False)
+            pytest.fail("the second save was silent")
+
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", full_disk)
+    with pytest.raises(RunFailed, match="cannot write file: No space left on device; what was"):
+        save_twice()
+    assert capsys.readouterr().err == ""  # reported once
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES, errno.ENOENT])
