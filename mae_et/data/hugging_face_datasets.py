@@ -15,6 +15,9 @@ from mae_et.data.tar_index import MAX_CLASSES
 from mae_et.errors import UserError, listed, refuse_unknown_classes
 from mae_et.runtime.console import notify
 
+NUMBERS = "int", "uint", "bool"
+NAMES = "string", "large_string"  # pandas and Polars write the latter
+
 
 def open_hugging_face(config: DataConfig, split: Split, channels: int) -> DecodedDataset:
     """Open `hfds/NAME` from the hub, or `hfds/FOLDER`, any folder that `datasets` can read.
@@ -67,6 +70,8 @@ class HuggingFaceImages:
     def __getitem__(self, index: int) -> tuple[bytes, int]:
         row = self.rows[index]
         file = row[self.image]
+        if file is None:
+            raise ValueError(f"its row has no {self.image}")
         content = file["bytes"] or Path(file["path"]).read_bytes()
         return content, UNLABELLED if self.label is None else self._class_of(row[self.label])
 
@@ -91,6 +96,9 @@ def _open_split(config: DataConfig, split: Split) -> HuggingFaceImages:
     facts = [f"the split is {name}"] if name != split_name(config, split) else []
     facts += [f"images from the column {image}"] if image != "image" else []
     facts += [f"labels from the column {label}"] if label not in {"label", None} else []
+    kinds = {key: getattr(kind, "dtype", "list") for key, kind in rows.features.items()}
+    others = [f"{key} ({kind})" for key, kind in kinds.items() if key != image]
+    facts += [f"no class labels in the columns {listed(others)}"] if others and not label else []
     if facts:
         notify(f"{split} split of {config.source}: {', '.join(facts)}")
     if label is None:
@@ -102,7 +110,7 @@ def _open_split(config: DataConfig, split: Split) -> HuggingFaceImages:
         )
         numbers = _numbers_among(classes, own, rows[label])
         return HuggingFaceImages(rows, image, label, numbers, classes)
-    if feature.dtype.startswith(("int", "uint")):
+    if feature.dtype.startswith(NUMBERS):
         return HuggingFaceImages(rows, image, label, None, _numbered(rows[label][:], label))
     train = rows if split == "train" else _rows_of(config, "train")[1]
     names = sorted(set(train[label][:]) - {None})
@@ -119,6 +127,9 @@ def _rows_of(config: DataConfig, split: Split) -> tuple[str, Any]:
         return saved
     root = str(config.root) if config.root else None
     path = config.source.removeprefix("hfds/")
+    inside = config.root is not None and config.root.resolve().is_relative_to(Path(path).resolve())
+    if inside and Path(path).is_dir():
+        raise ValueError("data.root, its cache, lies in it: the cached files would become data")
     if (Path(path) / "state.json").is_file():  # from Dataset.save_to_disk
         only = split_name(config, "train")
         if split_name(config, split) != only:
@@ -215,7 +226,7 @@ def _label_column(rows: Any) -> str | None:
         for name, feature in rows.features.items()
         if hasattr(feature, "names")
     }
-    if getattr(rows.features.get("label"), "dtype", "").startswith(("int", "uint", "string")):
+    if getattr(rows.features.get("label"), "dtype", "").startswith((*NUMBERS, *NAMES)):
         return "label"
     return max(counts, key=lambda name: counts[name], default=None)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mae_et.config.data import DataConfig
 from mae_et.data.datasets import count_unlabelled, open_dataset
-from mae_et.errors import RunFailed
+from mae_et.errors import RunFailed, Unreadable
 
 
 def test_a_missing_datasets_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,14 +109,18 @@ def test_unlabelled_images_of_a_hugging_face_dataset_are_counted(hugging, parque
          "images from the column img, labels from the column fine_label"),
         ({"image": "image", "label": "int64"}, ["0", "1"], [1, 0], ""),
         ({"image": "image", "label": "string"}, ["a", "b"], [1, 0], ""),
-        ({"image": "image", "height": "int64"}, [], [-1, -1], ""),
+        ({"image": "image", "label": "large_string"}, ["a", "b"], [1, 0], ""),
+        ({"image": "image", "label": "bool"}, ["0", "1"], [1, 0], ""),
+        ({"image": "image", "label": "float64", "height": "int64"}, [], [-1, -1],
+         "no class labels in the columns label (float64), height (int64)"),
     ],
 )  # fmt: skip
 def test_columns_of_a_hugging_face_dataset_are_found_and_reported(
     columns: dict, classes, labels, report: str, hugging, parquet, capsys
 ) -> None:
     """As CIFAR-10 has them on the hub, CIFAR-100, a Parquet file of one's own, and no labels."""
-    cells = {"image": [IMAGE] * 2, "int64": [1, 0], "string": ["b", "a"], "['pet']": [0, 0]}
+    cells = {"image": [IMAGE] * 2, "['pet']": [0, 0]}
+    cells |= {key: ["b", "a"] for key in ("string", "large_string")}
     table = {name: cells.get(str(kind), [1, 0]) for name, kind in columns.items()}
     parquet("Set/train.parquet", columns, table)
     parquet("Set/test.parquet", columns, {name: cells[:1] for name, cells in table.items()})
@@ -130,9 +134,21 @@ def test_columns_of_a_hugging_face_dataset_are_found_and_reported(
 def test_columns_that_cannot_be_used_are_refused(hugging, parquet) -> None:
     parquet("two/train.parquet", {"a": "image", "b": "image"}, {"a": [IMAGE], "b": [IMAGE]})
     assert "several columns hold images, and none is called image: a, b" in refusal(hugging("two"))
+    parquet("one/train.parquet", {"a": "image"}, {"a": [IMAGE, None]})
+    source = open_dataset(hugging("one"), "train")
+    with pytest.raises(Unreadable, match=r"image 1 of .*: its row has no a"):
+        source[1]
     rows = {"image": [IMAGE], "label": [10**9]}
     parquet("ids/train.parquet", {"image": "image", "label": "int64"}, rows)
     assert "the column label holds no classes" in refusal(hugging("ids"))
+
+
+def test_a_cache_inside_of_a_dataset_is_refused(hugging, parquet, tmp_path) -> None:
+    """`datasets` would count the images that it cached there as further ones."""
+    parquet("Set/test.parquet", {"image": "image"}, {"image": [IMAGE]})
+    for inside in ("Set", "Set/cache"):
+        data = replace(hugging("Set"), root=tmp_path / inside)
+        assert "data.root, its cache, lies in it" in refusal(data, "val")
 
 
 def test_a_hugging_face_dataset_of_12_bits_is_warned_of_and_scaled(
