@@ -70,6 +70,9 @@ def _create(config: NetworkConfig, classes: int, described: dict[str, Any] | Non
     try:
         return _create_accepting(name, common, sized)
     except Exception as error:  # unknown name, unreachable hub
+        for key, argument in (("drop_path", "drop_path_rate"), ("head_dropout", "drop_rate")):
+            if repr(argument) in str(error):
+                raise UserError(f"model.{key}: timm's {name} has none ({argument})") from error
         raise UserError(
             f"timm cannot build model.backbone {name!r}: {one_line(error)}{suggest_model(name)}"
         ) from error

@@ -3,13 +3,14 @@
 from typing import Any
 
 import torch
-from timm.optim import Lamb, Lars, param_groups_layer_decay
+from timm.models.swin_transformer import SwinTransformer
+from timm.optim import Lamb, Lars, param_groups_layer_decay, param_groups_weight_decay
 
 from finetune.config import ClassifierOptimConfig
 
 
 def parameter_groups(network: Any, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """Group the trainable parameters of a timm model by layer and weight decay.
+    """Group the trainable parameters of a timm model by layer and weight decay, as timm does.
 
     Biases, norms and the names in the network's `no_weight_decay` (tokens, positions) are not
     decayed. Swin's relative-position biases are, as in EfficientTrain++'s released code.
@@ -22,19 +23,16 @@ def parameter_groups(network: Any, weight_decay: float, layer_decay: float) -> l
     Source: MAE's fine-tuning (arXiv 2111.06377, appendix A), after BEiT.
     """
     exempt = getattr(network, "no_weight_decay", set[str])()
-    exempt = {name for name in exempt if "relative_position_bias" not in name}
+    if isinstance(network, SwinTransformer):
+        exempt = {name for name in exempt if "relative_position_bias" not in name}
     if layer_decay < 1:
         groups = param_groups_layer_decay(
             network, 1.0, no_weight_decay_list=exempt, layer_decay=layer_decay
         )
         groups = _with_full_rate_of_final_norm(network, groups)
     else:
-        named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
-        plain = {n for n, p in named if p.ndim <= 1 or n in exempt}
-        groups = [
-            {"params": [p for n, p in named if n not in plain], "weight_decay": 1.0},
-            {"params": [p for n, p in named if n in plain], "weight_decay": 0.0},
-        ]
+        # timm lists the parameters without weight decay first; checkpoints have them last.
+        groups = param_groups_weight_decay(network, 1.0, no_weight_decay_list=exempt)[::-1]
     # Until here decays are 1 and 0, so that groups stay distinct even if the decay starts at 0.
     return [
         group

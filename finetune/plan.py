@@ -62,14 +62,18 @@ def size_multiple(network: nn.Module, image_size: Size) -> int:
 def check_sizes(config: ClassifierConfig, network: nn.Module, bandwidths: Sequence[int]) -> None:
     """Refuse a network that fails, on the meta device, at an image size of the curriculum."""
     shown, dry = shown_sides(config.model.image_size, network), _on_meta(network)
-    for size in sorted({height_and_width(config.model.image_size), *map(shown, bandwidths)}):
+    full = height_and_width(config.model.image_size)
+    for size in sorted({full, *map(shown, bandwidths)}, reverse=True):
         try:
             with torch.no_grad():
                 dry(torch.empty(1, config.model.channels, *size, device="meta"))
         except Exception as error:
+            advice = ""
+            if size != full:  # of the many networks of one size, such as BEiT, MaxViT and Hiera
+                advice = f"; with --curriculum.preset constant all have {format_size(full)}"
             raise UserError(
                 f"the network does not accept the curriculum's images of {format_size(size)} "
-                f"pixels: {one_line(error)}"
+                f"pixels{advice} ({one_line(error)})"
             ) from error
 
 

@@ -379,11 +379,24 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
             "--model.backbone=halonet26t",
             "--model.encoder_num_heads=null",
         ],
-        "the curriculum's images of 32 pixels: ": [  # found while FLOPs are counted
+        "the curriculum's images of 32 pixels (": [  # found while FLOPs are counted
             *base,
             "--model.backbone=halonet26t",
             "--model.encoder_num_heads=null",
             "--curriculum.cost=flops",
+        ],
+        "32 pixels; with --curriculum.preset constant all have 64 (Input height": [
+            *base,
+            "--model.backbone=test_vit_relpos",
+            "--model.encoder_num_heads=null",
+            "--model.image_size=64",
+            "--curriculum={preset: custom, stages: [{bandwidth: 32}, {bandwidth: 64}]}",
+        ],
+        "model.drop_path: timm's densenet121 has none": [
+            *base,
+            "--model.backbone=densenet121",
+            "--model.encoder_num_heads=null",
+            "--model.drop_path=0.1",
         ],
         "batch_size must be positive": ["evaluate", f"--checkpoint={encoder}", "--batch_size=0"],
         "recipe.mixup must not be negative, got inf": [*mine, "--recipe.mixup=.inf"],

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from classifiers import vit_of
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from tiny_run import GOLDEN
 
 from finetune.config import ClassifierOptimConfig
@@ -37,6 +38,31 @@ def test_without_layer_decay_all_layers_have_the_full_rate() -> None:
     plain = {names[id(p)] for p in groups[1]["params"]}
     assert {"cls_token", "pos_embed", "head.bias", "fc_norm.weight"} <= plain
     assert not any(name.endswith("proj.weight") for name in plain)
+
+
+@pytest.mark.parametrize(
+    "name", ["beit_base_patch16_224", "resnet18", "tiny_vit_5m_224", "xcit_nano_12_p16_224"]
+)
+def test_groups_of_other_networks_are_timm_s(name: str) -> None:
+    """Including patterns and bias tables that a network exempts from weight decay."""
+    with torch.device("meta"):
+        network = timm.create_model(name)
+    names = {id(p): key for key, p in network.named_parameters()}
+    kept = getattr(network, "no_weight_decay", set)()
+
+    def groups(found: list[dict], *keys: str) -> dict:
+        return {names[id(p)]: [g[k] for k in keys] for g in found for p in g["params"]}
+
+    plain = param_groups_weight_decay(network, 0.05, no_weight_decay_list=kept)
+    assert groups(parameter_groups(network, 0.05, 1.0), "weight_decay") == groups(
+        plain, "weight_decay"
+    )
+    scaled = param_groups_layer_decay(network, 0.05, no_weight_decay_list=kept, layer_decay=0.5)
+    ours, theirs = (
+        groups(found, "weight_decay", "lr_scale")
+        for found in (parameter_groups(network, 0.05, 0.5), scaled)
+    )
+    assert {key for key in ours if ours[key] != theirs[key]} <= {"norm.weight", "norm.bias"}
 
 
 @pytest.mark.parametrize("layer_decay", [0.65, 1.0])
