@@ -198,6 +198,12 @@ def step_beside(
     return step
 
 
+def checkpoint_folder(config: PretrainConfig) -> Path:
+    """Return the closest existing folder to the run folder."""
+    run = config.output.dir.absolute()
+    return next(folder for folder in (run, *run.parents) if folder.is_dir())
+
+
 def checkpoint_seconds(config: PretrainConfig, device: torch.device) -> dict[str, Any]:
     """Time the writing of a checkpoint of the recipe, to the file system of the run folder.
 
@@ -210,8 +216,7 @@ def checkpoint_seconds(config: PretrainConfig, device: torch.device) -> dict[str
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     state = TrainState(network, optimizer, torch.amp.GradScaler(device.type, enabled=False))
-    run = config.output.dir.absolute()
-    there = next(folder for folder in (run, *run.parents) if folder.is_dir())
+    there = checkpoint_folder(config)
     with tempfile.TemporaryDirectory(dir=there) as folder:
         wait(device)
         before = time.perf_counter()

@@ -55,10 +55,12 @@ def bench_node(arguments: Arguments) -> None:
     config: NodeConfig = config_of("bench node", arguments)
     from mae_et.benchmarks.node import bench_node
     from mae_et.benchmarks.node_tables import node_tables
+    from mae_et.benchmarks.node_training import checkpoint_folder
 
     if config.save is not None:
         check_replaceable(config.save, r'\{\s*"machine"', "save")
         check_writable(config.save.parent)
+    check_writable(checkpoint_folder(config))
 
     def write(figures: dict[str, Any]) -> None:
         if config.save is not None:

@@ -206,6 +206,8 @@ def test_node_saves_what_it_has_measured_so_far_and_prints_all(
     assert f"save {file} exists, and is not what this command writes" in capsys.readouterr().err
     assert main(["bench", "node", f"--config={recipe}", "--save=/proc/speeds/node.json"]) == 2
     assert "the folder /proc/speeds cannot be written to" in capsys.readouterr().err
+    assert main(["bench", "node", f"--config={recipe}", "--output.dir=/proc/run"]) == 2
+    assert "the folder /proc cannot be written to" in capsys.readouterr().err
 
 
 def test_node_is_submitted_as_one_task_with_all_gpus(tmp_path: Path, monkeypatch, capsys) -> None:
