@@ -307,18 +307,6 @@ def test_a_file_deleted_during_a_run_is_skipped_and_a_new_one_ignored(tiny, fold
     assert "No such file" in record[0]["reason"]
 
 
-@pytest.mark.slow
-def test_too_many_bad_images_stop_a_run_until_the_limit_is_raised(tiny, folders) -> None:
-    flags = [f"--data.root={folders[1]}", "--curriculum.epochs=9", "--data.max_bad_fraction=0"]
-    with pytest.raises(
-        RunFailed, match=r"^\d of 30 images cannot be read, more than data\.max_bad.*png"
-    ):
-        pretrain(tiny(*flags))
-    with pytest.raises(Unreadable, match=NEVER):
-        pretrain(tiny(*flags, "--data.on_error=stop"))
-    assert (pretrain(tiny(*flags, "--data.max_bad_fraction=0.07")) / "results.json").exists()
-
-
 CLASSIFIER = """
 model: {backbone: test_resnet, image_size: 32}
 curriculum: {preset: constant, epochs: 2, cost: area}

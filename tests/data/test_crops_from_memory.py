@@ -1,6 +1,5 @@
 """A device crops and resizes images in memory as loader processes do, up to rounding."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from device_decoding import ALONE, CPU, batches, compare, opened, write_images
 from hostile import broken, unusual
 from image_files import npy
 
-from mae_et import pretrain
 from mae_et.config.data import DataConfig
 from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.config.schema import PretrainConfig
@@ -27,8 +25,6 @@ from mae_et.data.encoded import read_encoded
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.runtime.distributed import DistributedContext
-
-session = importlib.import_module("mae_et.training.session")
 
 
 def in_memory(root: Path, method: Any = "fourier") -> TrainDataset:
@@ -119,18 +115,3 @@ def test_arrays_of_more_bits_are_left_to_the_cpu(tmp_path: Path, gpu, capsys) ->
         (tmp_path / "train" / f"{number}.npy").write_bytes(float_array(number))
     assert choose_decoder("auto", in_memory(tmp_path), gpu) is None
     assert "the images in memory do not have 3 channels of 8 bits" in capsys.readouterr().err
-
-
-def test_a_stopped_run_resumes_bit_for_bit(tiny, tmp_path: Path, monkeypatch) -> None:
-    def chosen(_: Any, dataset: Any, *__: Any) -> DeviceDecoder:
-        return from_memory(dataset)
-
-    monkeypatch.setattr(session, "choose_decoder", chosen)
-    root = write_images(tmp_path / "images", 3)
-    flags = [f"--data.root={root}", "--data.cache=ram", "--output.tensorboard=false"]
-    whole = pretrain(tiny(*flags, f"--output.dir={tmp_path / 'whole'}"))
-    config = tiny(*flags)
-    pretrain(config, stop_after_step=3)
-    resumed = pretrain(config)
-    ours, theirs = (each / "encoder.safetensors" for each in (resumed, whole))
-    assert ours.read_bytes() == theirs.read_bytes()

@@ -74,12 +74,6 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path, channels: int, s
     assert channels < 4 or (pixels[..., 3] == 255).all()
 
 
-def test_images_of_unknown_range_are_refused_instead_of_clipped(tmp_path: Path) -> None:
-    Image.fromarray(np.full((2, 2), 0.5, np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(RunFailed, match=r"float\.tif: the range of its .*\.npy"):
-        read_one(tmp_path / "float.tif", 3)
-
-
 @pytest.mark.filterwarnings("error")
 def test_a_palette_with_transparency_keeps_its_colours(tmp_path: Path) -> None:
     image = Image.new("P", (2, 1))

@@ -99,12 +99,6 @@ def test_shards_are_read_as_folders_are(tmp_path: Path, kind: str, method: str) 
     compare(batches(dataset, cpu_decoder(dataset)), batches(dataset, None))
 
 
-def test_batches_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
-    dataset = opened(DataConfig(root=write_images(tmp_path)))
-    alone = batches(dataset, cpu_decoder(dataset))
-    compare(batches(dataset, cpu_decoder(dataset), num_workers=2), alone, 0)
-
-
 def test_images_do_not_depend_on_how_many_are_decoded_at_once(tmp_path: Path, monkeypatch) -> None:
     dataset = opened(DataConfig(root=write_images(tmp_path)))
     whole = batches(dataset, cpu_decoder(dataset))

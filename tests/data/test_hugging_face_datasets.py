@@ -54,27 +54,18 @@ IMAGE = {"bytes": encoded(7), "path": None}
 
 
 def test_a_local_hugging_face_dataset_has_images_labels_and_classes(
-    tmp_path: Path, hugging: Callable[..., DataConfig]
+    tmp_path: Path, hugging: Callable[..., DataConfig], capsys
 ) -> None:
     for value, place in enumerate(("train/Cat", "train/Dog", "validation/Cat", "validation/Dog")):
         save(tmp_path / "Set" / place / "0.png", value)
     train, val = (open_dataset(hugging("Set"), split) for split in ("train", "val"))
+    assert "the split is validation" in capsys.readouterr().err
     assert list(train.classes) == list(val.classes) == ["Cat", "Dog"]
     assert values(train) == [(0, 0), (1, 1)]
     assert values(val) == [(2, 0), (3, 1)]
     assert values(pickle.loads(pickle.dumps(val))) == values(val)
     image, _ = open_dataset(hugging("Set", val_split="train"), "val", 1)[1]
     assert np.asarray(image).tolist() == [[1] * 6] * 4
-
-
-def test_a_hugging_face_dataset_without_labels_is_unlabelled(
-    tmp_path: Path, hugging: Callable[..., DataConfig]
-) -> None:
-    for i in range(3):
-        save(tmp_path / f"Flat/{i}.png", i)
-    source = open_dataset(hugging("Flat"), "train")
-    assert list(source.classes) == []
-    assert values(source) == [(0, -1), (1, -1), (2, -1)]
 
 
 def test_hugging_face_errors_are_one_sentence(
@@ -151,19 +142,6 @@ def test_a_cache_inside_of_a_dataset_is_refused(hugging, parquet, tmp_path) -> N
         assert "data.root, its cache, lies in it" in refusal(data, "val")
 
 
-def test_a_hugging_face_dataset_of_12_bits_is_warned_of_and_scaled(
-    tmp_path: Path, hugging: Callable[..., DataConfig]
-) -> None:
-    for name in ("Cat", "Dog"):
-        path = tmp_path / "Set" / "train" / name / "0.png"
-        path.parent.mkdir(parents=True)
-        Image.fromarray(np.full((4, 6), 4095, np.uint16)).save(path)
-    with pytest.warns(UserWarning, match=r"reach 4095 of 65535.*data\.max_value 4095"):
-        open_dataset(hugging("Set"), "train", 1)
-    image, _ = open_dataset(replace(hugging("Set"), max_value=4095), "train", 1)[0]
-    assert np.asarray(image).min() == 255
-
-
 def test_a_hugging_face_dataset_saved_without_splits_is_the_training_split(
     tmp_path: Path, hugging: Callable[..., DataConfig]
 ) -> None:
@@ -237,14 +215,3 @@ def test_the_classes_of_a_dataset_card_replace_those_of_the_files(
         found = open_dataset(hugging("Set"), split)
         assert list(found.classes) == ["Hund", "Katze"]
         assert [label for _, label in values(found)] == [0, 1]
-
-
-@pytest.mark.parametrize("name", ["validation", "test"])
-def test_a_hugging_face_val_split_may_have_its_usual_names(
-    tmp_path: Path, hugging: Callable[..., DataConfig], name: str, capsys
-) -> None:
-    for value, split in enumerate(("train", name)):
-        for label in ("Cat", "Dog"):
-            save(tmp_path / f"Set/{split}/{label}/0.png", value)
-    assert values(open_dataset(hugging("Set"), "val")) == [(1, 0), (1, 1)]
-    assert f"the split is {name}" in capsys.readouterr().err

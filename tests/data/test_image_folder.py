@@ -116,15 +116,6 @@ def test_a_single_image_is_never_held_out(tmp_path: Path) -> None:
     assert "too few images" in refusal(folder(tmp_path), "val")
 
 
-def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
-    for i in range(10):
-        save(tmp_path / f"{i}.png", i)
-    train, val = open_dataset(folder(tmp_path), "train"), open_dataset(folder(tmp_path), "val")
-    assert sorted(values(train) + values(val)) == [(i, -1) for i in range(10)]
-    assert len(val) == 2
-    assert list(train.classes) == []
-
-
 def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
     assert f"{tmp_path / 'no'} is not a folder" in refusal(folder(tmp_path / "no"))
     assert "data.root is needed" in refusal(DataConfig(name="folder"))

@@ -80,18 +80,6 @@ def test_a_resumed_run_replays_the_same_images_and_masks(start: int) -> None:
         assert torch.equal(one.noise, other.noise)
 
 
-def test_replayed_images_are_not_flipped_without_flips() -> None:
-    never = TrainDataset(Synthetic(50, 32), DataConfig(flip=0.0), PLAN, 8, 0)
-    batch = Batch(
-        torch.arange(8).reshape(2, 1, 1, 4), torch.rand(2, 4), torch.zeros(2, dtype=torch.int64)
-    )
-    for seed in range(10):
-        renewed = never.refresh(batch, torch.tensor([False, True]), seed)
-        assert torch.equal(renewed.images, batch.images)
-        assert torch.equal(renewed.noise[0], batch.noise[0])
-        assert not torch.equal(renewed.noise[1], batch.noise[1])
-
-
 def test_a_batch_is_copied_on_a_stream_that_training_waits_for(monkeypatch) -> None:
     """Beside queued kernels, and its memory is kept for those that read it (see tests/gpu)."""
     gpu, device = MagicMock(), torch.device("cuda", 0)

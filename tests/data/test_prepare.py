@@ -24,12 +24,11 @@ from mae_et.config.data import DataConfig
 from mae_et.data.boxes import Box
 from mae_et.data.datasets import ImageDataset, open_dataset
 from mae_et.data.prepare import prepare
-from mae_et.data.prepared_shards import PreparedDataset, archive_path, index_path
+from mae_et.data.prepared_shards import PreparedDataset, archive_path
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.shard_writer import new_archive
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.errors import RunFailed, Unreadable
-from mae_et.pretraining import pretrain
 
 LEVELS = (48, 72)
 
@@ -245,21 +244,6 @@ def test_a_damaged_byte_is_found_on_reading_and_verifying(root: Path, capsys) ->
     assert "its checksum does not match" in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    ("spoil", "sentence"),
-    [
-        (lambda folder: (folder / "split.json").unlink(), "not a prepared split"),
-        (lambda folder: index_path(folder, 1).write_bytes(b"\x93NUMPY"), "index .* is damaged"),
-        (lambda folder: index_path(folder, 2).unlink(), "index .* is damaged"),
-    ],
-)
-def test_a_damaged_index_is_refused(root: Path, spoil, sentence: str) -> None:
-    prepare(config(root, splits=("train",)))
-    spoil(root.parent / "shards" / "train")
-    with pytest.raises(UserError, match=sentence):
-        opened(root)
-
-
 def test_verify_notices_a_flipped_bit_in_labels_sizes_classes_or_counts(root: Path, capsys) -> None:
     prepare(config(root, splits=("train",)))
     folder = root.parent / "shards" / "train"
@@ -333,24 +317,3 @@ def test_shards_do_not_depend_on_workers(root: Path, tmp_path: Path) -> None:
     one = {p.name: p.read_bytes() for p in (root.parent / "shards" / "train").glob("*.npy")}
     prepare(replace(config(root), output=tmp_path / "other", num_workers=2))
     assert one == {p.name: p.read_bytes() for p in (tmp_path / "other/train").glob("*.npy")}
-
-
-def test_a_run_on_shards_resumes_bit_for_bit(tiny, root: Path, tmp_path: Path) -> None:
-    """Bit for bit, from the state of its fifth step."""
-    prepare(config(root))
-    shards = root.parent / "shards"
-
-    def flags(name: str) -> list[str]:
-        return ["--crop.method=decode", "--data.name=shards", f"--data.root={shards}",
-                "--curriculum.epochs=12", "--optim.batch_size=5", "--output.keep_last=9",
-                f"--output.dir={tmp_path / name}"]  # fmt: skip
-
-    folder = pretrain(tiny(*flags("run")))
-    weights = (folder / "encoder.safetensors").read_bytes()
-    (folder / "results.json").unlink()
-    newest = sorted((folder / "checkpoints").iterdir())
-    assert len(newest) > 1
-    for path in newest[1:]:
-        path.unlink()
-    pretrain(tiny(*flags("run")))
-    assert (folder / "encoder.safetensors").read_bytes() == weights

@@ -1,12 +1,10 @@
 import hashlib
 import os
-import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from torch.utils.data import DataLoader
 
 from mae_et.data import synthetic
 from mae_et.data.synthetic import CLASSES, Synthetic, render
@@ -120,15 +118,6 @@ def test_the_dataset_returns_rendered_images():
             assert label == expected
     with pytest.raises(IndexError):
         data[12]
-
-
-def test_the_synthetic_dataset_survives_pickling_and_workers():
-    """A pickled copy and a worker process serve the same images."""
-    data = Synthetic(length=6, size=16)
-    expected = [render(i, 16)[0].tobytes() for i in range(6)]
-    assert [image.tobytes() for image, _ in pickle.loads(pickle.dumps(data))] == expected
-    loader = DataLoader(data, batch_size=None, num_workers=1)
-    assert [image.tobytes() for image, _ in loader] == expected
 
 
 @pytest.mark.parametrize(

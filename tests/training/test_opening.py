@@ -4,9 +4,6 @@ import pytest
 from image_files import encoded, write_shard
 
 import mae_et
-from finetune.config import ClassifierConfig, NetworkConfig
-from finetune.datasets import open_splits
-from mae_et.config.data import DataConfig
 from mae_et.training.opening import Opening, open_training_images
 
 
@@ -72,22 +69,6 @@ def test_other_ranks_print_nothing_and_several_ranks_say_the_rest_once_they_have
     monkeypatch.setenv("RANK", "1")
     assert Opening("pretrain", tiny(), open_training_images).data
     assert not capfd.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("train", "val", "sentence"),
-    [(3, 2, "the validation split has no image of 2: add some"),
-     (2, 4, "the validation split has classes that the training split lacks: 2, 3")],
-)  # fmt: skip
-def test_classes_that_are_numbers_must_be_as_many_in_both_splits(train, val, sentence, tmp_path):
-    for split, classes in (("train", train), ("val", val)):
-        files = {f"{n}.{ending}": content for n in range(classes)
-                 for ending, content in (("png", encoded(n)), ("cls", b"%d" % n))}  # fmt: skip
-        write_shard(tmp_path / split / "0.tar", files)
-    data = DataConfig(name="wds", root=tmp_path)
-    config = ClassifierConfig(model=NetworkConfig(backbone="resnet18"), data=data)
-    with pytest.raises(mae_et.UserError, match=sentence):
-        _ = Opening("supervised", config, open_splits).data
 
 
 def test_images_without_a_label_are_counted_in_a_cached_dataset_too(tiny, tmp_path, capfd):

@@ -3,7 +3,6 @@
 import json
 import math
 import multiprocessing
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -15,12 +14,10 @@ from safetensors.torch import load_file
 from steps import signal_at, wait_for_checkpoint
 from tiny_run import GOLDEN, IMAGES
 
-from mae_et import Interrupted, RunFailed, UserError, pretrain
+from mae_et import Interrupted, UserError, pretrain
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
 from mae_et.curriculum.plan import Plan
 from mae_et.data import synthetic
-from mae_et.data.train_dataset import TrainDataset
-from mae_et.io.lock import sole_writer
 from mae_et.io.metrics_file import read_metrics
 from mae_et.training.reconstructions import PeriodicReconstructions
 
@@ -161,26 +158,6 @@ def test_keep_every_keeps_checkpoints_at_its_multiples(tiny) -> None:
     assert names == ["007", "014", "021", "025"]
 
 
-def test_a_second_writer_of_a_run_folder_is_refused(tiny) -> None:
-    config = tiny()
-    writer = multiprocessing.get_context("fork")
-    ready, done = writer.Event(), writer.Event()
-
-    def hold() -> None:
-        with sole_writer(config.output.dir):
-            ready.set()
-            done.wait(30)
-
-    process = writer.Process(target=hold)
-    process.start()
-    assert ready.wait(30)
-    with pytest.raises(UserError, match="another process is writing"):
-        pretrain(config)
-    done.set()
-    process.join()
-    pretrain(config, stop_after_step=1)
-
-
 def test_a_run_may_resume_in_another_precision(tiny) -> None:
     """From bf16, which has no scaler, to fp16, which has one, and on in float32."""
     for precision, stop in (("bf16", 6), ("fp16", 12), ("fp32", None)):
@@ -190,19 +167,6 @@ def test_a_run_may_resume_in_another_precision(tiny) -> None:
             return
         with pytest.raises(Interrupted):
             pretrain(config, step=signal_at(stop - 1, signal.SIGUSR2))
-
-
-def test_a_dead_loader_process_is_one_error_sentence(tiny, monkeypatch) -> None:
-    read = TrainDataset.__getitem__
-
-    def die(self, index):
-        if torch.utils.data.get_worker_info() is None:  # the preview of training views
-            return read(self, index)
-        return os.kill(os.getpid(), signal.SIGKILL)
-
-    monkeypatch.setattr(TrainDataset, "__getitem__", die)
-    with pytest.raises(RunFailed, match=r"a loader worker died.*efficiency\.num_workers"):
-        pretrain(tiny("--efficiency.num_workers=1"))
 
 
 @pytest.mark.parametrize("failure", ["unreadable", "interrupted"])
@@ -247,20 +211,6 @@ def test_a_run_that_lost_files_is_refused_under_other_settings_too(
     (folder / lost).rename(folder / f"{lost}-away")
     with pytest.raises(UserError, match="holds a checkpoint of another run: seed was 0 and is now"):
         pretrain(tiny("--seed=9"))
-
-
-def test_sigterm_saves_at_the_next_step_and_the_same_command_resumes(tiny, trained) -> None:
-    whole = newest_checkpoint(trained / "checkpoints")
-    config = tiny()
-    with pytest.raises(Interrupted) as caught:
-        pretrain(config, step=signal_at(7))
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    saved = newest_checkpoint(config.output.dir / "checkpoints")
-    assert saved["step"] == caught.value.step == 8
-    assert caught.value.signal == signal.SIGTERM
-    again = newest_checkpoint(pretrain(config) / "checkpoints")
-    for name, weight in whole["model"].items():
-        assert torch.equal(again["model"][name], weight)
 
 
 def test_reconstructions_follow_the_checkpoint_and_wait_for_the_resume_after_a_signal(
