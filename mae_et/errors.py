@@ -1,5 +1,7 @@
 """Errors that end a command, one class for each exit status, and checks that raise them."""
 
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from signal import Signals
@@ -71,10 +73,22 @@ def listed(names: Sequence[object], most: int = 5) -> str:
 
 def refuse_unknown_classes(present: Iterable[str], known: Iterable[str], where: str) -> None:
     """Raise `UnknownClasses` if a split ("the shards have") has a class that training lacks."""
-    unknown = sorted(set(present) - set(known))
+    trained = set(known)
+    unknown = sorted(set(present) - trained)
     if unknown:
         sentence = f"{where} classes that the training split lacks: {listed(unknown)}"
-        raise UnknownClasses(sentence)
+        alike = names_alike(trained.union(unknown))
+        raise UnknownClasses(sentence + f" ({ALIKE}: {listed(alike)})" * bool(alike))
+
+
+ALIKE = "names that differ only in case, spaces, leading zeros or Unicode form"
+
+
+def names_alike(names: Iterable[str]) -> list[str]:
+    """Return the names that people may take for the same one as another, sorted."""
+    forms = {name: unicodedata.normalize("NFKC", name).strip().casefold() for name in names}
+    count = Counter(form.lstrip("0") for form in forms.values())
+    return sorted(name for name, form in forms.items() if count[form.lstrip("0")] > 1)
 
 
 class RunFailed(RuntimeError):

@@ -26,7 +26,7 @@ from mae_et.data.prepared_shards import PreparedDataset
 from mae_et.data.synthetic import Synthetic
 from mae_et.data.value_range import check_image_statistics, check_range
 from mae_et.data.webdataset import open_shards
-from mae_et.errors import UserError, require_choice
+from mae_et.errors import ALIKE, UserError, listed, names_alike, require_choice
 from mae_et.io.plain_files import no_follow
 from mae_et.runtime.console import notify
 
@@ -90,6 +90,8 @@ def open_dataset(
     else:
         dataset = open_hugging_face(config, split, channels)
     check_range(dataset, config)
+    if alike := names_alike(dataset.classes):
+        notify(f"classes of {config.root or kind} have {ALIKE}: {listed(alike)}")
     return dataset
 
 

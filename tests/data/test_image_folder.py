@@ -44,6 +44,21 @@ def test_a_class_missing_in_train_is_refused_by_name(tmp_path: Path) -> None:
     assert len(open_dataset(folder(tmp_path), "train")) == 1
 
 
+@pytest.mark.parametrize("twin", ["E\u0301mu", "\u00e9mu", "\u00c9mu "])
+def test_classes_whose_names_look_alike_are_reported(tmp_path: Path, twin: str, capsys) -> None:
+    name = "\u00c9mu"
+    for place in (f"train/{name}", "train/7", "train/70", f"val/{twin}", "val/7"):
+        save(tmp_path / place / "0.png")
+    assert "names that differ only in case, spaces, leading zeros" in refusal(
+        folder(tmp_path), "val"
+    )
+    open_dataset(folder(tmp_path), "train")
+    assert "names that" not in capsys.readouterr().err
+    save(tmp_path / "train" / twin / "0.png")
+    open_dataset(folder(tmp_path), "train")
+    assert f": {', '.join(sorted([name, twin]))}\n" in capsys.readouterr().err
+
+
 def test_a_file_outside_the_class_folders_makes_a_split_unlabelled(tmp_path: Path) -> None:
     for name in ("train/a/0.png", "train/b/0.png", "val/a/0.png", "val/loose.png"):
         save(tmp_path / name)
