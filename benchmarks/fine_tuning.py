@@ -18,7 +18,7 @@ import torch
 from finetune import ClassifierConfig, ProbeConfig, classify, score_encoder
 from mae_et import load_config
 from mae_et.checkpoints.stored_settings import stored_config
-from mae_et.checkpoints.tensor_files import export_encoder
+from mae_et.checkpoints.writers.tensor_files import export_encoder
 from mae_et.config.data import DataConfig
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError

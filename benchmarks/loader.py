@@ -40,16 +40,16 @@ from mae_et.config.data import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.schedule import Curriculum, Stage
-from mae_et.data import jpeg_crop
-from mae_et.data.boxes import Box
 from mae_et.data.cache import cache_images
 from mae_et.data.datasets import open_dataset
-from mae_et.data.decoding import DecodedDataset
-from mae_et.data.encoded import EncodedDataset
-from mae_et.data.image_folder import ImageFolder
-from mae_et.data.jpeg_crop import coarsest_scale, crop_and_resize, draw_crop, round_box
+from mae_et.data.device.encoded import EncodedDataset
+from mae_et.data.images import jpeg_crop
+from mae_et.data.images.boxes import Box
+from mae_et.data.images.decoding import DecodedDataset
+from mae_et.data.images.jpeg_crop import coarsest_scale, crop_and_resize, draw_crop, round_box
 from mae_et.data.prepare import prepare
 from mae_et.data.sampler import SampleIndex
+from mae_et.data.sources.image_folder import ImageFolder
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.errors import require_in
 from mae_et.runtime.distributed import DistributedContext

@@ -24,12 +24,12 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.plan import Plan
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data.cache import cache_images, memory_for
-from mae_et.data.choose_decoder import choose_decoder
 from mae_et.data.datasets import open_dataset
-from mae_et.data.image_folder import ImageFolder
+from mae_et.data.device.choose_decoder import choose_decoder
 from mae_et.data.loader import CPU, training_batches
 from mae_et.data.prepare import prepare
 from mae_et.data.sampler import CurriculumBatchSampler
+from mae_et.data.sources.image_folder import ImageFolder
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.errors import UserError, require
 from mae_et.runtime.distributed import DistributedContext

@@ -18,7 +18,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.plan import Plan
 from mae_et.runtime.console import say
 from mae_et.runtime.system_errors import is_out_of_gpu_memory
-from mae_et.training.compile import compiler_fault
+from mae_et.training.efficiency.compile import compiler_fault
 from mae_et.training.host_copy import HostCopy
 from mae_et.training.optim import build_optimizer
 from mae_et.training.plan import micro_batch_size

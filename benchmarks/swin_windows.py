@@ -12,7 +12,7 @@ from typing import Any
 from timm.models import register_model
 from timm.models.swin_transformer import SwinTransformer
 
-from finetune import backbone
+from finetune.training import backbone
 from mae_et.cli.main import main
 
 SHARES = {64: 0.34, 96: 0.33, 128: 0.33}

@@ -17,8 +17,8 @@ from mae_et.data.transforms import normalise
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.masking import mask_from_noise
 from mae_et.runtime.precision import autocast, autocast_dtype
-from mae_et.training.compile import compile_network
-from mae_et.training.cuda_graphs import GraphedPasses
+from mae_et.training.efficiency.compile import compile_network
+from mae_et.training.efficiency.cuda_graphs import GraphedPasses
 from mae_et.training.optim import build_optimizer
 
 from .reference import PlainAutoencoder

@@ -17,10 +17,10 @@ from contextlib import AbstractContextManager
 import torch
 
 from mae_et.cli.main import main
-from mae_et.data import device_decode, encoded
+from mae_et.data.device import decode_ahead, encoded
 from mae_et.training import build
-from mae_et.training import compile as compiling
-from mae_et.training.cuda_graphs import Capture
+from mae_et.training.efficiency import compile as compiling
+from mae_et.training.efficiency.cuda_graphs import Capture
 
 FREE_PROCESSORS = 12
 """Multiprocessors that `partition` leaves to decoding, of 132 on an H100 or H200 (groups of 8)."""
@@ -51,7 +51,7 @@ def variant(name: str) -> Iterator[None]:
     scope: AbstractContextManager[object] = contextlib.nullcontext()
     if name == "priority":
         scope = _on(torch.cuda.Stream(priority=-1))
-        device_decode.PRIORITY = -2
+        decode_ahead.PRIORITY = -2
     if name == "partition":
         from torch.cuda.green_contexts import GreenContext
 
@@ -61,7 +61,7 @@ def variant(name: str) -> Iterator[None]:
     if name == "unreplayed":
         build.should_replay = lambda *_: False
     if name == "threads":
-        device_decode.THREADS = device_decode.AHEAD = DECODING_THREADS
+        decode_ahead.THREADS = decode_ahead.AHEAD = DECODING_THREADS
     if name == "mixed":
         read = encoded.read_encoded
         encoded.read_encoded = lambda dataset, index: (

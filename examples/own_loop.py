@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import mae_et
-from mae_et.data.synthetic import Synthetic
+from mae_et.data.sources.synthetic import Synthetic
 
 BASE, PATCH = 64, 8
 OPTIM = mae_et.OptimConfig(batch_size=64, base_lr=4e-3)

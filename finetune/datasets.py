@@ -4,8 +4,8 @@ from finetune.config import ClassifierConfig, keys_without_effect
 from mae_et.config.data import DataConfig
 from mae_et.curriculum.schedule import check_batch
 from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
-from mae_et.data.image_folder import classes_without_images
 from mae_et.data.layout import Split, split_name
+from mae_et.data.sources.image_folder import classes_without_images
 from mae_et.errors import UserError, listed, refuse_unknown_classes
 from mae_et.runtime.console import notify
 from mae_et.training.opening import Opening, describe_data

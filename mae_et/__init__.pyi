@@ -1,6 +1,6 @@
 from .checkpoints.encoders import load_encoder as load_encoder
-from .checkpoints.export import export as export
 from .checkpoints.load import load_pretrained as load_pretrained
+from .checkpoints.writers.export import export as export
 from .config.data import DataConfig as DataConfig
 from .config.efficiency import EfficiencyConfig as EfficiencyConfig
 from .config.files import load_config as load_config

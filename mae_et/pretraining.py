@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mae_et.checkpoints.initial_weights import load_initial_weights
 from mae_et.checkpoints.preprocessing import Preprocessing
-from mae_et.checkpoints.tensor_files import export_encoder
+from mae_et.checkpoints.writers.tensor_files import export_encoder
 from mae_et.config.schema import ENCODER, PretrainConfig
 from mae_et.config.typed import typed
 from mae_et.curriculum.frequency import low_frequency_crop
@@ -29,7 +29,7 @@ from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.data.batch import Batch, black_batch
 from mae_et.data.cache import cache_images
 from mae_et.data.datasets import ImageDataset
-from mae_et.data.memory_ahead import memory_ahead
+from mae_et.data.device.memory_ahead import memory_ahead
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.data.transforms import normalise
 from mae_et.models.mae import MaskedAutoencoder
@@ -39,9 +39,7 @@ from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
 from mae_et.runtime.signals import StopFlag
-from mae_et.training import extension
 from mae_et.training.build import build_run
-from mae_et.training.find_checkpoint import find_checkpoint
 from mae_et.training.loop import Step
 from mae_et.training.metrics import pretraining_figures
 from mae_et.training.online_probe import OnlineProbe
@@ -51,8 +49,10 @@ from mae_et.training.periodic import Periodic
 from mae_et.training.plan import make_plan, resumed_plan
 from mae_et.training.preview import draw_preview
 from mae_et.training.reconstructions import PeriodicReconstructions, gather_model
+from mae_et.training.resume import extension
+from mae_et.training.resume.find_checkpoint import find_checkpoint
+from mae_et.training.resume.same_data import check_data
 from mae_et.training.run import Run
-from mae_et.training.same_data import check_data
 from mae_et.training.session import distributed_session, train_run, write_results
 from mae_et.training.step import update
 

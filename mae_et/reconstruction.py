@@ -12,7 +12,7 @@ from mae_et.config.data import DataConfig, check_statistics
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.data.batch import in_one_dtype
 from mae_et.data.datasets import open_dataset
-from mae_et.data.image_folder import open_image_files
+from mae_et.data.sources.image_folder import open_image_files
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.errors import UserError
 from mae_et.io.atomic import refuse_unwritable

@@ -14,7 +14,7 @@ from mae_et.errors import UserError
 from mae_et.io.lock import check_writable
 from mae_et.io.plain_files import read_text
 from mae_et.runtime.console import printable, say
-from mae_et.training.same_run import check_same_run
+from mae_et.training.resume.same_run import check_same_run
 from slurm import preflight
 from slurm.command import (
     BENCH,

@@ -12,17 +12,17 @@ import timm
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from mae_et.checkpoints.dinov2_head import add_dinov2_head, has_dinov2_head
 from mae_et.checkpoints.finite_weights import check_finite
 from mae_et.checkpoints.formats import load_weights
-from mae_et.checkpoints.hugging_face_config import activation_of, folder_of, norm_eps_of
+from mae_et.checkpoints.layouts.dinov2_head import add_dinov2_head, has_dinov2_head
+from mae_et.checkpoints.layouts.hugging_face_config import activation_of, folder_of, norm_eps_of
+from mae_et.checkpoints.layouts.mae import PROBE_EPSILON, head_entries
+from mae_et.checkpoints.layouts.timm_config import timm_architecture, timm_arguments
+from mae_et.checkpoints.layouts.timm_conversion import converted_by_timm
+from mae_et.checkpoints.layouts.timm_hub import fetch_from_hub
 from mae_et.checkpoints.load import masked_autoencoder, num_heads_of
-from mae_et.checkpoints.mae_layout import PROBE_EPSILON, head_entries
 from mae_et.checkpoints.run_config import DEFAULT_ENCODER
 from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch, read_state_dict
-from mae_et.checkpoints.timm_config import timm_architecture, timm_arguments
-from mae_et.checkpoints.timm_conversion import converted_by_timm
-from mae_et.checkpoints.timm_hub import fetch_from_hub
 from mae_et.checkpoints.weights import Weights
 from mae_et.errors import UserError, listed, one_line
 from mae_et.io.plain_files import read_mapping

@@ -15,8 +15,8 @@ from typing import Any
 import timm
 
 from mae_et.checkpoints.finite_weights import check_finite
-from mae_et.checkpoints.hugging_face import file_of_folder, from_hugging_face, read_tensors
-from mae_et.checkpoints.hugging_face_config import (
+from mae_et.checkpoints.layouts.hugging_face import file_of_folder, from_hugging_face, read_tensors
+from mae_et.checkpoints.layouts.hugging_face_config import (
     classes_of,
     folder_of,
     grid_of,
@@ -24,8 +24,10 @@ from mae_et.checkpoints.hugging_face_config import (
     read_description,
     read_preprocessor,
 )
-from mae_et.checkpoints.mae_layout import check_plain_vit, split_mae
-from mae_et.checkpoints.other_names import describe_folder
+from mae_et.checkpoints.layouts.mae import check_plain_vit, split_mae
+from mae_et.checkpoints.layouts.other_names import describe_folder
+from mae_et.checkpoints.layouts.timm_config import timm_architecture
+from mae_et.checkpoints.layouts.timm_hub import fetch_from_hub, no_checkpoint
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.recorded import with_classifier, with_our_entries, with_timm_config
 from mae_et.checkpoints.run_config import (
@@ -35,8 +37,6 @@ from mae_et.checkpoints.run_config import (
 )
 from mae_et.checkpoints.state_dicts import Tensors, find_state_dict, tensor_names
 from mae_et.checkpoints.store import newest_of_run
-from mae_et.checkpoints.timm_config import timm_architecture
-from mae_et.checkpoints.timm_hub import fetch_from_hub, no_checkpoint
 from mae_et.checkpoints.weight_files import read_weight_file, summarise_error
 from mae_et.checkpoints.weights import Weights
 from mae_et.errors import UserError, require

@@ -5,15 +5,15 @@ import math
 from dataclasses import fields, replace
 from typing import Any
 
-from mae_et.checkpoints.preprocessing import Preprocessing
-from mae_et.checkpoints.run_config import check_classifier_description
-from mae_et.checkpoints.timm_config import (
+from mae_et.checkpoints.layouts.timm_config import (
     read_timm_config,
     refuse_traceless,
     timm_arguments,
     timm_classes,
     timm_preprocessing,
 )
+from mae_et.checkpoints.preprocessing import Preprocessing
+from mae_et.checkpoints.run_config import check_classifier_description
 from mae_et.checkpoints.weight_files import (
     CLASSIFIER_KEY,
     MODEL_KEY,

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae_et.checkpoints.hugging_face import read_with_timm_names
-from mae_et.checkpoints.hugging_face_config import folder_of
-from mae_et.checkpoints.other_names import renamed_to_timm
+from mae_et.checkpoints.layouts.hugging_face import read_with_timm_names
+from mae_et.checkpoints.layouts.hugging_face_config import folder_of
+from mae_et.checkpoints.layouts.other_names import renamed_to_timm
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.errors import UserError, listed
 from mae_et.runtime.console import notify

@@ -6,10 +6,10 @@ Run folders are read before PyTorch is loaded, which takes seconds.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mae_et.checkpoints.hugging_face_config import read_preprocessor
+from mae_et.checkpoints.layouts.hugging_face_config import read_preprocessor
+from mae_et.checkpoints.layouts.timm_config import timm_architecture, timm_preprocessing
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.run_config import config_of_run, read_classifier_description
-from mae_et.checkpoints.timm_config import timm_architecture, timm_preprocessing
 from mae_et.config.data import DataConfig
 from mae_et.config.schema import PretrainConfig
 

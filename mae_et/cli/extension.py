@@ -6,7 +6,7 @@ from pathlib import Path
 from mae_et.checkpoints.run_config import config_of_run
 from mae_et.config.words import expand_path
 from mae_et.errors import UserError
-from mae_et.training.extendable import check_extendable
+from mae_et.training.resume.extendable import check_extendable
 
 
 def flags_of_resumed_run(arguments: list[str]) -> list[str]:

@@ -33,7 +33,7 @@ def _preview_config(name: str, arguments: Arguments) -> PreviewConfig | FeatureM
 def preview(config: PreviewConfig | FeatureMapConfig) -> dict[str, Any]:
     """Draw images as each stage shows them, or features, as a PNG."""
     if isinstance(config, FeatureMapConfig):
-        from finetune.feature_maps import draw_feature_maps
+        from finetune.embedding.maps import draw_feature_maps
 
         return {"image": str(draw_feature_maps(config))}
     from mae_et.training.preview import preview
@@ -58,7 +58,7 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
 @prints_results("export")
 def export(config: ExportConfig) -> dict[str, Any]:
     """Write a checkpoint in the layout of timm, Hugging Face or MAE."""
-    from mae_et.checkpoints.export import export
+    from mae_et.checkpoints.writers.export import export
 
     heads = config.encoder_num_heads, config.decoder_num_heads
     path = export(config.checkpoint, config.format, config.output, *heads, config.checkpoint_key)

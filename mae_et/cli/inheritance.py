@@ -78,7 +78,7 @@ def _by_classifier(command: str, config: ClassifierConfig) -> dict[str, Any]:
         return keys
     if start is not None and (_is_missing_file(start) or is_unsaved(start)):
         return keys
-    from finetune.preprocessing import preprocessing_of_start
+    from finetune.training.preprocessing import preprocessing_of_start
     from mae_et.checkpoints.stored_settings import stored_channels, stored_config
 
     name = config.data.name  # recipes set folder, which without a root is no dataset

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from mae_et.data.datasets import ImageDataset
-from mae_et.data.decoding import Sample
+from mae_et.data.images.decoding import Sample
 from mae_et.data.shared_buffer import SharedBuffer
 
 NOT_STORED, IMAGE, ARRAY, FLOAT_ARRAY = range(4)

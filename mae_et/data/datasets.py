@@ -17,15 +17,15 @@ import numpy as np
 
 from mae_et.config.data import DataConfig
 from mae_et.config.refusals import one_sentence
-from mae_et.data.channels import check_channels
-from mae_et.data.decoding import UNLABELLED, DecodedDataset, Sample
-from mae_et.data.hugging_face_datasets import open_hugging_face
-from mae_et.data.image_folder import open_image_folder
+from mae_et.data.images.channels import check_channels
+from mae_et.data.images.decoding import UNLABELLED, DecodedDataset, Sample
+from mae_et.data.images.value_range import check_image_statistics, check_range
 from mae_et.data.layout import ROOTED, TORCHVISION, WHOLE_ROOT, Split, check_source, data_root
-from mae_et.data.prepared_shards import PreparedDataset
-from mae_et.data.synthetic import Synthetic
-from mae_et.data.value_range import check_image_statistics, check_range
-from mae_et.data.webdataset import open_shards
+from mae_et.data.sources.hugging_face import open_hugging_face
+from mae_et.data.sources.image_folder import open_image_folder
+from mae_et.data.sources.prepared_shards import PreparedDataset
+from mae_et.data.sources.synthetic import Synthetic
+from mae_et.data.sources.webdataset import open_shards
 from mae_et.errors import ALIKE, UserError, listed, names_alike, require_choice
 from mae_et.io.plain_files import no_follow
 from mae_et.runtime.console import notify

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from mae_et.data.datasets import ImageDataset
-from mae_et.data.image_files import ImageFiles
-from mae_et.data.prepared_shards import PreparedShards
-from mae_et.data.webdataset import TarShards
+from mae_et.data.sources.image_files import ImageFiles
+from mae_et.data.sources.prepared_shards import PreparedShards
+from mae_et.data.sources.webdataset import TarShards
 
 SAMPLES = 16
 

@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from mae_et.data.bad_images import BadImages, WithSubstitutes
 from mae_et.data.batch import AnyBatch, collate
+from mae_et.data.device.decode_ahead import DeviceDecoder, decoded_ahead
+from mae_et.data.device.encoded import EncodedDataset
 from mae_et.data.device_copy import copied
-from mae_et.data.device_decode import DeviceDecoder, decoded_ahead
-from mae_et.data.encoded import EncodedDataset
 from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex, chunks, sample_seed
 from mae_et.data.train_dataset import AugmentedDataset
 from mae_et.errors import RunFailed

@@ -19,10 +19,10 @@ from tqdm import tqdm
 from mae_et.config.commands import PrepareConfig
 from mae_et.data.bad_images import refuse_excess
 from mae_et.data.datasets import open_dataset
-from mae_et.data.decoding import DecodedDataset
 from mae_et.data.fingerprint import fingerprint
-from mae_et.data.prepared_shards import VERSION, PreparedShards, index_path, read_index
-from mae_et.data.shard_writer import write_shard
+from mae_et.data.images.decoding import DecodedDataset
+from mae_et.data.sources.prepared_shards import VERSION, PreparedShards, index_path, read_index
+from mae_et.data.sources.shard_writer import write_shard
 from mae_et.errors import Unreadable, UserError
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.lock import sole_writer

@@ -13,8 +13,8 @@ from mae_et.config.data import DataConfig
 from mae_et.config.probe import OnlineProbeConfig
 from mae_et.data.batch import collate
 from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
-from mae_et.data.image_folder import HELD_OUT_FRACTION
 from mae_et.data.sampler import sample_seed
+from mae_et.data.sources.image_folder import HELD_OUT_FRACTION
 from mae_et.data.transforms import EvalDataset
 from mae_et.errors import Unreadable, UserError
 from mae_et.runtime.console import notify

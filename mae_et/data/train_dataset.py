@@ -20,11 +20,11 @@ from mae_et.config.data import DataConfig
 from mae_et.config.schema import Method, PretrainConfig
 from mae_et.curriculum.plan import Plan
 from mae_et.data.batch import NOT_REPLACED, AnyBatch, Batch
-from mae_et.data.boxes import Box
 from mae_et.data.datasets import ImageDataset
-from mae_et.data.decoding import DecodedDataset
 from mae_et.data.device_copy import beside
-from mae_et.data.jpeg_crop import crop_and_resize, draw_crop
+from mae_et.data.images.boxes import Box
+from mae_et.data.images.decoding import DecodedDataset
+from mae_et.data.images.jpeg_crop import crop_and_resize, draw_crop
 from mae_et.data.sampler import SampleIndex, sample_seed
 from mae_et.data.transforms import (
     as_tensor,

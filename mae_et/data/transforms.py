@@ -22,9 +22,9 @@ from torchvision.transforms import (
 from torchvision.transforms.functional import pil_to_tensor
 
 from mae_et.config.data import DataConfig, resized_side
-from mae_et.data.boxes import PixelBox
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.device_copy import beside
+from mae_et.data.images.boxes import PixelBox
 from mae_et.errors import RunFailed, UserError
 from mae_et.runtime.tensor_cache import cache_tensors
 

@@ -16,7 +16,7 @@ from mae_et.search.results import write_search_results
 from mae_et.search.sequential import sequential
 from mae_et.search.trial_log import TrialLog
 from mae_et.search.trials import Objective, Runner, SearchResult, Trials, run_here
-from mae_et.training.same_run import MAY_CHANGE, check_same_settings
+from mae_et.training.resume.same_run import MAY_CHANGE, check_same_settings
 
 # Finds the best curriculum; the integer is the number of training images.
 Strategy = Callable[[SearchConfig, int, Trials], SearchResult]

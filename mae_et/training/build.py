@@ -17,14 +17,14 @@ from mae_et.runtime.broadcast import broadcast_tensors
 from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import allow_tf32, autocast_dtype
-from mae_et.training.compile import compile_network, should_compile
-from mae_et.training.cuda_graphs import GraphedPasses, should_replay
-from mae_et.training.flat_gradients import FlatGradients
-from mae_et.training.fsdp import shard
-from mae_et.training.micro_batch import fit_micro_batch
+from mae_et.training.efficiency.compile import compile_network, should_compile
+from mae_et.training.efficiency.cuda_graphs import GraphedPasses, should_replay
+from mae_et.training.efficiency.flat_gradients import FlatGradients
+from mae_et.training.efficiency.fsdp import shard
+from mae_et.training.efficiency.micro_batch import fit_micro_batch
 from mae_et.training.plan import micro_batch_size
+from mae_et.training.resume.same_ranks import check_same_start
 from mae_et.training.run import Run
-from mae_et.training.same_ranks import check_same_start
 from mae_et.training.state import TrainState
 
 

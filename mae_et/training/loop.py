@@ -15,7 +15,7 @@ from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
 from mae_et.runtime.watchdog import heartbeat
 from mae_et.training.checkpoint_writer import CheckpointWriter
-from mae_et.training.compile import report_compilation
+from mae_et.training.efficiency.compile import report_compilation
 from mae_et.training.metrics import MetricsWindow
 from mae_et.training.optim import set_schedule
 from mae_et.training.periodic import Periodic, do_missed_work, do_work

@@ -14,7 +14,7 @@ from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.masking import mask_from_noise
 from mae_et.monitoring.logger import RunLogger
 from mae_et.monitoring.reconstructions import panel_grid, reconstruction_panels
-from mae_et.training.fsdp import full_state_dict
+from mae_et.training.efficiency.fsdp import full_state_dict
 from mae_et.training.periodic import Periodic
 from mae_et.training.run import Run
 

@@ -14,8 +14,8 @@ from mae_et.data.bad_images import BadImages
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.signals import StopFlag
-from mae_et.training.cuda_graphs import GraphedPasses
-from mae_et.training.flat_gradients import FlatGradients
+from mae_et.training.efficiency.cuda_graphs import GraphedPasses
+from mae_et.training.efficiency.flat_gradients import FlatGradients
 from mae_et.training.optim import decay_start
 from mae_et.training.state import TrainState
 

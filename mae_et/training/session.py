@@ -13,8 +13,8 @@ from mae_et.config.files import to_yaml
 from mae_et.config.schema import RunConfig
 from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.data.bad_images import BadImages
-from mae_et.data.choose_decoder import choose_decoder
 from mae_et.data.cores import compute_threads, worker_count
+from mae_et.data.device.choose_decoder import choose_decoder
 from mae_et.data.loader import training_batches
 from mae_et.errors import Interrupted
 from mae_et.io.atomic import remove_leftovers, write_text_atomically
@@ -32,8 +32,8 @@ from mae_et.runtime.watchdog import hang_watchdog, limit_exit
 from mae_et.training.checkpoint_writer import CheckpointWriter
 from mae_et.training.loop import Step, train
 from mae_et.training.periodic import Periodic
+from mae_et.training.resume.same_ranks import check_same_command
 from mae_et.training.run import Run
-from mae_et.training.same_ranks import check_same_command
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -7,7 +7,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from mae_et.training.fsdp import (
+from mae_et.training.efficiency.fsdp import (
     full_optimizer_state_dict,
     full_state_dict,
     load_full_optimizer_state_dict,

@@ -21,10 +21,10 @@ from mae_et import MaskedAutoencoder, UserError, mask_from_noise
 from mae_et.cli.bench import bench
 from mae_et.cli.main import main
 from mae_et.config.data import DataConfig
-from mae_et.data import device_decode, encoded
+from mae_et.data.device import decode_ahead, encoded
 from mae_et.data.sampler import SampleIndex
-from mae_et.training import compile as compiling
-from mae_et.training.cuda_graphs import Capture
+from mae_et.training.efficiency import compile as compiling
+from mae_et.training.efficiency.cuda_graphs import Capture
 
 
 def test_no_rounds_and_no_images_are_refused() -> None:
@@ -148,7 +148,7 @@ def test_variants_train_in_a_stream_that_is_also_that_of_graphs(monkeypatch) -> 
     monkeypatch.setattr(torch.cuda, "Stream", lambda priority=0: f"own {priority}")
     monkeypatch.setattr(compiling, "STEPS_WORTH_COMPILING", 1000)
     monkeypatch.setattr(Capture, "default_capture_stream", None)
-    monkeypatch.setattr(device_decode, "PRIORITY", -1)
+    monkeypatch.setattr(decode_ahead, "PRIORITY", -1)
     monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
     for name, queues, streams in (
         ("default", "32", []), ("connections", "8", []), ("priority", "32", ["own -1"]),

@@ -14,12 +14,12 @@ from timm.models import save_for_hf
 
 from finetune import EvaluateConfig, ProbeConfig, knn, linear_probe
 from finetune.config import NetworkConfig
-from finetune.frozen_encoder import open_encoder
-from finetune.model import build_classifier
-from finetune.trained_classifier import load_classifier
+from finetune.evaluation.trained_classifier import load_classifier
+from finetune.probing.frozen_encoder import open_encoder
+from finetune.training.model import build_classifier
 from mae_et import UserError, export, extract_features, load_encoder
 from mae_et.checkpoints.formats import load_weights
-from mae_et.checkpoints.timm_conversion import converted_by_timm
+from mae_et.checkpoints.layouts.timm_conversion import converted_by_timm
 from mae_et.models.features import pool_tokens
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 32, "patch_size": 8}

@@ -14,8 +14,8 @@ from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.config import Probe
 from mae_et import UserError, export, load_config, load_pretrained, mask_from_noise
 from mae_et.checkpoints.formats import load_weights
-from mae_et.checkpoints.hugging_face_export import assumed_preprocessing, image_processor
 from mae_et.checkpoints.weight_files import read_weight_file
+from mae_et.checkpoints.writers.hugging_face import assumed_preprocessing, image_processor
 from mae_et.cli.main import main
 from mae_et.config.files import to_yaml
 from mae_et.config.model import Pool

@@ -11,7 +11,7 @@ from tiny_run import GOLDEN
 
 from mae_et import UserError, export, load_pretrained
 from mae_et.checkpoints.formats import load_weights
-from mae_et.checkpoints.hugging_face_config import MODEL_TYPES
+from mae_et.checkpoints.layouts.hugging_face_config import MODEL_TYPES
 from mae_et.checkpoints.weights import Weights
 
 TINY = GOLDEN / "mae_tiny_released_format.pth"

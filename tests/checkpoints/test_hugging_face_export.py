@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tiny_run import GOLDEN
 
 from finetune import EvaluateConfig
-from finetune.trained_classifier import load_classifier
+from finetune.evaluation.trained_classifier import load_classifier
 from mae_et import export, load_pretrained, mask_from_noise, pretrain
 from mae_et.checkpoints.formats import load_weights
 from mae_et.config.data import DataConfig, resized_side

@@ -16,12 +16,12 @@ from randomised import randomised
 from safetensors.torch import save_file
 from tiny_run import GOLDEN
 
-from finetune.backbone import build_backbone
 from finetune.config import NetworkConfig
+from finetune.evaluation.trained_classifier import load_classifier
 from finetune.scoring_config import EvaluateConfig
-from finetune.trained_classifier import load_classifier
+from finetune.training.backbone import build_backbone
 from mae_et import UserError, load_encoder, load_pretrained
-from mae_et.checkpoints.other_names import renamed_to_timm
+from mae_et.checkpoints.layouts.other_names import renamed_to_timm
 from mae_et.checkpoints.weight_files import read_weight_file
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 32, "patch_size": 8}

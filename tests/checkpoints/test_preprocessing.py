@@ -14,14 +14,14 @@ from tiny_run import TINY as TINY_YAML
 
 from finetune import ClassifierConfig, ProbeConfig, classify, knn
 from finetune.config import NetworkConfig
-from finetune.model import build_classifier
-from finetune.preprocessing import preprocessing_of_start
+from finetune.training.model import build_classifier
+from finetune.training.preprocessing import preprocessing_of_start
 from mae_et import PretrainConfig, UserError, export, load_config, pretrain
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.preprocessing import Preprocessing, report_preprocessing
 from mae_et.checkpoints.store import list_checkpoints
 from mae_et.checkpoints.stored_settings import stored_data, stored_preprocessing
-from mae_et.checkpoints.tensor_files import export_encoder
+from mae_et.checkpoints.writers.tensor_files import export_encoder
 from mae_et.cli.arguments import config_of, config_over_data_of
 from mae_et.cli.main import main
 from mae_et.config.data import DataConfig

@@ -20,7 +20,7 @@ from user_errors import error_of
 from mae_et import load_config, load_pretrained
 from mae_et.cli.main import COMMANDS, main
 from mae_et.config.schema import PretrainConfig
-from mae_et.data.synthetic import render
+from mae_et.data.sources.synthetic import render
 from mae_et.io.metrics_file import read_metrics
 
 

@@ -13,8 +13,8 @@ from image_files import save
 from tiny_run import GOLDEN
 
 from finetune import ProbeConfig
-from finetune.features import extract_dataset_features
-from finetune.frozen_encoder import frozen_encoder_of_model
+from finetune.probing.features import extract_dataset_features
+from finetune.probing.frozen_encoder import frozen_encoder_of_model
 from mae_et import MaskedAutoencoder, UserError, pretrain
 from mae_et.cli.arguments import config_of
 from mae_et.cli.main import main

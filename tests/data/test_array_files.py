@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flipped import flipped
 
-from mae_et.data.array_files import read_array, write_array
+from mae_et.data.sources.array_files import read_array, write_array
 from mae_et.io.seals import sealed_bytes
 
 

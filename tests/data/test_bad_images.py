@@ -17,14 +17,14 @@ from steps import before_step, signal_at
 
 from finetune import ClassifierConfig, classify
 from finetune.config import RecipeConfig
-from finetune.transforms import LabelledTrainDataset
+from finetune.training.transforms import LabelledTrainDataset
 from mae_et import Interrupted, load_config, pretrain
 from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import DataConfig
 from mae_et.curriculum.schedule import Curriculum
-from mae_et.data import decoding
 from mae_et.data.bad_images import ATTEMPTS, RECORD, WithSubstitutes, refuse_excess
 from mae_et.data.datasets import open_dataset
+from mae_et.data.images import decoding
 from mae_et.data.loader import data_loader, replayed
 from mae_et.data.prepare import prepare
 from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex

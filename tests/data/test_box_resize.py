@@ -9,11 +9,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resized_crop
 
-from mae_et.data import box_resize
-from mae_et.data.box_resize import ONE, filter_weights
-from mae_et.data.boxes import PixelBox
+from mae_et.data.device import box_resize
+from mae_et.data.device.box_resize import ONE, filter_weights
+from mae_et.data.images.boxes import PixelBox
 
-KERNELS = "mae_et.data.box_resize_triton"
+KERNELS = "mae_et.data.device.box_resize_triton"
 
 
 def images_and_boxes(count: int, largest: int = 150) -> tuple[list[Tensor], list[PixelBox]]:

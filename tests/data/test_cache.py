@@ -17,7 +17,7 @@ from natural_images import jpeg, natural
 from torch.utils.data import DataLoader, Dataset
 
 from finetune.config import ClassifierConfig, NetworkConfig, RecipeConfig
-from finetune.transforms import LabelledTrainDataset
+from finetune.training.transforms import LabelledTrainDataset
 from mae_et import UserError
 from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import DataConfig

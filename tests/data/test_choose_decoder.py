@@ -25,22 +25,23 @@ from PIL import Image
 from torch import Tensor
 
 from finetune.config import RecipeConfig
-from finetune.transforms import LabelledTrainDataset
+from finetune.training.transforms import LabelledTrainDataset
 from mae_et import pretrain
 from mae_et.config.data import DataConfig
 from mae_et.curriculum.schedule import Curriculum
-from mae_et.data import choose_decoder as choice
-from mae_et.data import decoder_trial, device_checks, device_decode, jpeg_crop
 from mae_et.data.batch import Batch
-from mae_et.data.box_resize import resize_boxes
-from mae_et.data.choose_decoder import choose_decoder, decode_torchvision
 from mae_et.data.datasets import open_dataset
-from mae_et.data.decoder_trial import Trial, try_decoder
-from mae_et.data.device_decode import DeviceDecoder
+from mae_et.data.device import choose_decoder as choice
+from mae_et.data.device import decode_ahead, decoder_trial, self_checks
+from mae_et.data.device.box_resize import resize_boxes
+from mae_et.data.device.choose_decoder import choose_decoder, decode_torchvision
+from mae_et.data.device.decode_ahead import DeviceDecoder
+from mae_et.data.device.decoder_trial import Trial, try_decoder
+from mae_et.data.images import jpeg_crop
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.errors import UserError
 from mae_et.runtime.distributed import DistributedContext
-from mae_et.training.same_data import check_data
+from mae_et.training.resume.same_data import check_data
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,7 @@ def _decode_whole_images(monkeypatch) -> None:
 @pytest.fixture
 def gpu(monkeypatch) -> DistributedContext:
     """Return a rank with a GPU, which is the CPU: its decoder is torchvision's."""
-    device_decode.notify.cache_clear()
+    decode_ahead.notify.cache_clear()
     monkeypatch.setattr(choice, "_find_decoder", lambda *_: (decode_torchvision, "TorchCodec"))
     monkeypatch.setattr(choice, "checked_decode", lambda decode, _: (decode, ""))
     monkeypatch.setattr(choice, "fastest_resize", lambda _: (resize_boxes, ""))
@@ -276,9 +277,9 @@ def batches_failing(contents: list[Tensor], device: torch.device) -> list[Tensor
 def test_a_decoder_whose_batches_are_wrong_decodes_an_image_at_a_time_and_the_line_says_so(
     tmp_path: Path, gpu, monkeypatch, capsys, decode, note: str
 ) -> None:
-    monkeypatch.setattr(device_checks, "HEIGHT", 16)
+    monkeypatch.setattr(self_checks, "HEIGHT", 16)
     monkeypatch.setattr(choice, "_find_decoder", lambda *_: (decode, "TorchCodec"))
-    checked = device_checks.checked_decode
+    checked = self_checks.checked_decode
     monkeypatch.setattr(choice, "checked_decode", lambda decode, _: checked(decode, CPU))
     dataset = opened(DataConfig(root=write_images(tmp_path)))
     decoder = choose_decoder("gpu", dataset, gpu)
@@ -292,17 +293,18 @@ def test_a_decoder_whose_batches_are_wrong_decodes_an_image_at_a_time_and_the_li
 def test_products_resize_where_kernels_fail_or_are_wrong_and_the_line_says_so(
     tmp_path: Path, gpu, monkeypatch, capsys, kernels: Any
 ) -> None:
-    monkeypatch.setitem(sys.modules, "mae_et.data.box_resize_triton", kernels)
-    monkeypatch.setattr(choice, "fastest_resize", lambda _: device_checks.fastest_resize(CPU))
+    monkeypatch.setitem(sys.modules, "mae_et.data.device.box_resize_triton", kernels)
+    monkeypatch.setattr(choice, "fastest_resize", lambda _: self_checks.fastest_resize(CPU))
     decoder = choose_decoder("gpu", opened(DataConfig(root=write_images(tmp_path))), gpu)
     assert decoder is not None
     assert decoder.resize is resize_boxes
     said = "; resized without Triton, which is slower: "
-    said += "its pixels are wrong" if kernels else "import of mae_et.data.box_resize_triton halted"
+    module = "mae_et.data.device.box_resize_triton"
+    said += "its pixels are wrong" if kernels else f"import of {module} halted"
     assert said in capsys.readouterr().err
     right = SimpleNamespace(resize_boxes=lambda *views: resize_boxes(*views))
-    monkeypatch.setitem(sys.modules, "mae_et.data.box_resize_triton", right)
-    assert device_checks.fastest_resize(CPU) == (right.resize_boxes, "")
+    monkeypatch.setitem(sys.modules, "mae_et.data.device.box_resize_triton", right)
+    assert self_checks.fastest_resize(CPU) == (right.resize_boxes, "")
 
 
 def test_a_library_that_decodes_no_jpeg_on_the_device_is_not_taken_and_says_why(

@@ -13,15 +13,15 @@ from image_files import npy
 from mae_et.config.data import DataConfig
 from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.config.schema import PretrainConfig
-from mae_et.data import choose_decoder as choice
-from mae_et.data import device_decode, encoded
 from mae_et.data.bad_images import BadImages
-from mae_et.data.box_resize import resize_boxes
 from mae_et.data.cache import cache_images
-from mae_et.data.choose_decoder import MEMORY, choose_decoder, decode_torchvision
-from mae_et.data.decoder_trial import Trial, try_decoder
-from mae_et.data.device_decode import DeviceDecoder
-from mae_et.data.encoded import read_encoded
+from mae_et.data.device import choose_decoder as choice
+from mae_et.data.device import decode_ahead, encoded
+from mae_et.data.device.box_resize import resize_boxes
+from mae_et.data.device.choose_decoder import MEMORY, choose_decoder, decode_torchvision
+from mae_et.data.device.decode_ahead import DeviceDecoder
+from mae_et.data.device.decoder_trial import Trial, try_decoder
+from mae_et.data.device.encoded import read_encoded
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.runtime.distributed import DistributedContext
@@ -43,7 +43,7 @@ def from_memory(dataset: TrainDataset) -> DeviceDecoder:
 @pytest.fixture
 def gpu(monkeypatch) -> DistributedContext:
     """Return a rank with a GPU, which is the CPU."""
-    device_decode.notify.cache_clear()
+    decode_ahead.notify.cache_clear()
     monkeypatch.setattr(choice, "fastest_resize", lambda _: (resize_boxes, ""))
     monkeypatch.setattr(choice, "DeviceDecoder", lambda _, *rest: DeviceDecoder(CPU, *rest))
     return DistributedContext(0, 1, torch.device("cuda"))

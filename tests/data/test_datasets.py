@@ -11,9 +11,9 @@ from PIL import Image
 
 import mae_et.data.datasets as sources
 from mae_et.config.data import DataConfig
-from mae_et.data.channels import PIL_MODES
 from mae_et.data.datasets import open_dataset
-from mae_et.data.synthetic import CLASSES
+from mae_et.data.images.channels import PIL_MODES
+from mae_et.data.sources.synthetic import CLASSES
 from mae_et.errors import RunFailed
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from mae_et.config.data import DataConfig
 from mae_et.data.datasets import open_dataset
-from mae_et.data.image_folder import ImageFolder
+from mae_et.data.sources.image_folder import ImageFolder
 from mae_et.data.transforms import EvalDataset
 from mae_et.errors import RunFailed, UserError
 

@@ -17,9 +17,9 @@ from device_decoding import batches, compare, cpu_decoder, decoding_threads, ope
 from torch import Tensor
 
 from mae_et.config.data import DataConfig
-from mae_et.data import device_decode, encoded
-from mae_et.data.choose_decoder import decode_torchvision
-from mae_et.data.encoded import EncodedDataset, PackedBatch, read_encoded
+from mae_et.data.device import decode_ahead, encoded
+from mae_et.data.device.choose_decoder import decode_torchvision
+from mae_et.data.device.encoded import EncodedDataset, PackedBatch, read_encoded
 from mae_et.data.loader import training_batches
 from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex
 from mae_et.data.train_dataset import TrainDataset
@@ -42,7 +42,7 @@ def test_two_micro_batches_are_decoded_at_once_and_come_in_order(tmp_path: Path)
     compare(batches(dataset, decoder), batches(dataset, cpu_decoder(dataset)), 0)
     assert waited == [True]
     assert free[1] == 0
-    assert len(decoder.streams) == device_decode.THREADS
+    assert len(decoder.streams) == decode_ahead.THREADS
 
 
 def test_at_most_two_micro_batches_are_ahead_of_the_training(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_at_most_two_micro_batches_are_ahead_of_the_training(tmp_path: Path) -> 
     sampler = CurriculumBatchSampler(dataset.plan, 0, micro_batch_size(3, dataset.plan, 1))
     with training_batches(dataset, sampler, decoder=cpu_decoder(dataset, counted)) as loaded:
         for taken, _ in enumerate(loaded, start=1):
-            assert len(started) <= taken + device_decode.AHEAD
+            assert len(started) <= taken + decode_ahead.AHEAD
     assert len(started) == len(list(sampler))
 
 
@@ -91,7 +91,7 @@ def test_the_threads_end_when_training_raises_and_when_it_stops_early(tmp_path: 
     def train() -> None:
         with loading as loaded:
             next(loaded)
-            assert 1 <= len(decoding_threads()) <= device_decode.THREADS
+            assert 1 <= len(decoding_threads()) <= decode_ahead.THREADS
             raise ValueError("diverged")
 
     with pytest.raises(ValueError, match="diverged"):
@@ -145,7 +145,7 @@ def packed(dataset: TrainDataset) -> PackedBatch:
 def test_the_stream_is_drained_before_each_call_and_memory_marked_as_in_use(
     tmp_path: Path, monkeypatch
 ) -> None:
-    """The order that keeps nvJPEG from memory in use: see `device_decode`."""
+    """The order that keeps nvJPEG from memory in use: see `decode_ahead`."""
     calls: list[str] = []
 
     @contextmanager
@@ -158,7 +158,7 @@ def test_the_stream_is_drained_before_each_call_and_memory_marked_as_in_use(
         calls.append("decode")
         return decode_torchvision(contents, device)
 
-    monkeypatch.setattr(device_decode, "MAX_DECODED_BYTES", 1)  # an image at a time
+    monkeypatch.setattr(decode_ahead, "MAX_DECODED_BYTES", 1)  # an image at a time
     monkeypatch.setattr(torch.cuda, "device", nullcontext)
     monkeypatch.setattr(torch.cuda, "stream", entered)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: MockStream(calls))
@@ -167,7 +167,7 @@ def test_the_stream_is_drained_before_each_call_and_memory_marked_as_in_use(
     decoder = cpu_decoder(dataset, decode)
     stream, files = MockStream(calls), packed(dataset)
     decoder.streams = [stream]  # type: ignore[list-item]
-    device_decode._taken_over(decoder(files), dataset)
+    decode_ahead._taken_over(decoder(files), dataset)
     assert decoder.files_of == {stream: files.content}  # until it is drained again
     handed_over = ["record", "leave", "wait for event", "in use", "in use"]
     assert calls == ["enter", *["drain", "decode"] * 4, *handed_over]

@@ -11,16 +11,16 @@ from image_files import folder, refusal, save, values
 
 from mae_et.config.data import DataConfig
 from mae_et.data.datasets import open_dataset
-from mae_et.data.decoding import FORMATS
-from mae_et.data.file_listing import list_folder
-from mae_et.data.image_folder import (
+from mae_et.data.images.decoding import FORMATS
+from mae_et.data.layout import Split
+from mae_et.data.sources.file_listing import list_folder
+from mae_et.data.sources.image_folder import (
     ImageFolder,
     class_names,
     classes_without_images,
     open_image_files,
 )
-from mae_et.data.layout import Split
-from mae_et.data.synthetic import Synthetic
+from mae_et.data.sources.synthetic import Synthetic
 from mae_et.errors import Unreadable, UserError
 
 
@@ -185,7 +185,7 @@ def test_a_kept_listing_is_read_without_a_walk(tmp_path: Path, monkeypatch, caps
     first = values(open_dataset(config, "train"))
     (kept,) = (tmp_path / "kept").iterdir()
     monkeypatch.setattr(
-        "mae_et.data.file_listing.list_folder", lambda *_: pytest.fail("walked again")
+        "mae_et.data.sources.file_listing.list_folder", lambda *_: pytest.fail("walked again")
     )
     assert "files as listed at" not in capsys.readouterr().err
     assert values(open_dataset(config, "train")) == first

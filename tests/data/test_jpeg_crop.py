@@ -12,14 +12,14 @@ from natural_images import jpeg, natural
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-import mae_et.data.jpeg_crop as crops
+import mae_et.data.images.jpeg_crop as crops
 from finetune.config import RecipeConfig
-from finetune.transforms import LabelledTrainDataset
+from finetune.training.transforms import LabelledTrainDataset
 from mae_et import Curriculum, Stage, UserError, low_frequency_crop
 from mae_et.config.data import DataConfig
-from mae_et.data.boxes import Box
 from mae_et.data.datasets import open_dataset
-from mae_et.data.jpeg_crop import (
+from mae_et.data.images.boxes import Box
+from mae_et.data.images.jpeg_crop import (
     BOX_ATTEMPTS,
     coarsest_scale,
     crop_and_resize,
@@ -27,7 +27,7 @@ from mae_et.data.jpeg_crop import (
     round_box,
 )
 from mae_et.data.sampler import SampleIndex
-from mae_et.data.synthetic import Synthetic
+from mae_et.data.sources.synthetic import Synthetic
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.errors import RunFailed
 

@@ -8,9 +8,9 @@ import torch
 from hostile import broken, encoded, noise, unusual
 from PIL import Image
 
-from mae_et.data.choose_decoder import decode_torchvision
-from mae_et.data.encoded import EncodedView, _joined
-from mae_et.data.jpeg_header import JpegHeader, read_header
+from mae_et.data.device.choose_decoder import decode_torchvision
+from mae_et.data.device.encoded import EncodedView, _joined
+from mae_et.data.images.jpeg_header import JpegHeader, read_header
 from mae_et.data.sampler import SampleIndex
 
 

@@ -12,7 +12,7 @@ from mae_et.data.batch import Batch
 from mae_et.data.device_copy import copied
 from mae_et.data.loader import batches_of, data_loader, replayed
 from mae_et.data.sampler import CurriculumBatchSampler
-from mae_et.data.synthetic import Synthetic
+from mae_et.data.sources.synthetic import Synthetic
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.errors import RunFailed
 from mae_et.training.plan import micro_batch_size

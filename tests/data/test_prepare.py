@@ -21,12 +21,12 @@ from mae_et import Curriculum, Stage, UserError
 from mae_et.cli.main import main
 from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import DataConfig
-from mae_et.data.boxes import Box
 from mae_et.data.datasets import ImageDataset, open_dataset
+from mae_et.data.images.boxes import Box
 from mae_et.data.prepare import prepare
-from mae_et.data.prepared_shards import PreparedDataset, archive_path
 from mae_et.data.sampler import SampleIndex
-from mae_et.data.shard_writer import new_archive
+from mae_et.data.sources.prepared_shards import PreparedDataset, archive_path
+from mae_et.data.sources.shard_writer import new_archive
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.errors import RunFailed, Unreadable
 

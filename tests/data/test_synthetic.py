@@ -6,14 +6,14 @@ import sys
 import numpy as np
 import pytest
 
-from mae_et.data import synthetic
-from mae_et.data.synthetic import CLASSES, Synthetic, render
+from mae_et.data.sources import synthetic
+from mae_et.data.sources.synthetic import CLASSES, Synthetic, render
 
 DIGEST = "03ab6c938a6b271b9f67e3e9e31040c250031e7a0aa693777e535096aebc8c00"
 
 PRINT_DIGEST = """
 import hashlib
-from mae_et.data.synthetic import render
+from mae_et.data.sources.synthetic import render
 print(hashlib.sha256(b"".join(render(i, 64)[0].tobytes() for i in range(20))).hexdigest())
 """
 

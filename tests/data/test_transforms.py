@@ -10,7 +10,7 @@ from mae_et import Curriculum, Stage, UserError
 from mae_et.config.data import DataConfig
 from mae_et.curriculum.plan import Plan
 from mae_et.data.sampler import SampleIndex
-from mae_et.data.synthetic import Synthetic
+from mae_et.data.sources.synthetic import Synthetic
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.data.transforms import (
     EvalDataset,

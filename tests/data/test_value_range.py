@@ -15,10 +15,10 @@ from PIL import Image
 
 from mae_et.config.data import DataConfig
 from mae_et.data.batch import Batch, collate
-from mae_et.data.boxes import Box
 from mae_et.data.datasets import open_dataset
-from mae_et.data.decoding import decode
-from mae_et.data.jpeg_crop import crop_and_resize
+from mae_et.data.images.boxes import Box
+from mae_et.data.images.decoding import decode
+from mae_et.data.images.jpeg_crop import crop_and_resize
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.errors import Unreadable, UserError
 from mae_et.runtime.console import notify

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from finetune import ClassifierConfig, EvaluateConfig, ProbeConfig, classify, evaluate, knn
 from mae_et import UserError, export, load_config, load_pretrained
-from mae_et.checkpoints.export import Format
 from mae_et.checkpoints.formats import load_weights
-from mae_et.checkpoints.tensor_files import export_encoder
+from mae_et.checkpoints.writers.export import Format
+from mae_et.checkpoints.writers.tensor_files import export_encoder
 from mae_et.config.files import to_yaml
 from mae_et.models.mae import MaskedAutoencoder
 
@@ -90,7 +90,7 @@ def test_other_architectures_are_fine_tuned_resumed_scored_and_exported(
 
     first = config(exported, "tuned")
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["finetune.classifier"], "finish", stopped)
+        patch.setattr(sys.modules["finetune.training.classifier"], "finish", stopped)
         with pytest.raises(KeyboardInterrupt):
             classify(first)
     results = classify(first)  # around its own checkpoint

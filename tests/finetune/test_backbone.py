@@ -10,10 +10,10 @@ from randomised import randomised
 from safetensors.torch import save_file
 
 from finetune.config import NetworkConfig
-from finetune.model import build_classifier
-from finetune.plan import size_multiple
+from finetune.training.model import build_classifier
+from finetune.training.plan import size_multiple
 from mae_et import UserError
-from mae_et.checkpoints.hugging_face import to_hugging_face
+from mae_et.checkpoints.layouts.hugging_face import to_hugging_face
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.class_matching import SelectedClasses, match_classes
+from finetune.evaluation.class_matching import SelectedClasses, match_classes
 from mae_et import UserError
 
 PATH = Path("weights.pth")

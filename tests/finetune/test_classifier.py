@@ -16,19 +16,20 @@ from steps import signal_at
 from timm.models import save_for_hf
 from user_errors import error_of
 
-from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate, periodic_evaluation
-from finetune.classifier import classifier_step
-from finetune.model import build_classifier
-from finetune.periodic_evaluation import PeriodicEvaluation
+from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.run_folder import read_classifier_config
 from finetune.scores import score
+from finetune.training import periodic_evaluation
+from finetune.training.classifier import classifier_step
+from finetune.training.model import build_classifier
+from finetune.training.periodic_evaluation import PeriodicEvaluation
 from mae_et import Interrupted, UserError, load_config
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
 from mae_et.cli.main import main
 from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import DataConfig
 from mae_et.data.prepare import prepare
-from mae_et.data.synthetic import Synthetic
+from mae_et.data.sources.synthetic import Synthetic
 from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.io.seals import read_sealed, seal
 from mae_et.monitoring.logger import RunLogger

@@ -20,11 +20,12 @@ from randomised import randomised
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
-from finetune import EmbedConfig, embed, embedding
-from finetune.feature_images import FeatureImages, open_parts
-from finetune.feature_rows import FeatureRows
-from finetune.features import encode_images
-from finetune.frozen_encoder import open_encoder
+from finetune import EmbedConfig, embed
+from finetune.embedding import embed as embedding
+from finetune.embedding.images import FeatureImages, open_parts
+from finetune.embedding.rows import FeatureRows
+from finetune.probing.features import encode_images
+from finetune.probing.frozen_encoder import open_encoder
 from mae_et import UserError
 from mae_et.config.data import DataConfig
 from mae_et.data.datasets import open_dataset

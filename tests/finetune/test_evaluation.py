@@ -12,15 +12,8 @@ from PIL import Image
 from randomised import randomised
 from safetensors.torch import save_file
 
-from finetune import (
-    ClassifierConfig,
-    EvaluateConfig,
-    ProbeConfig,
-    classify,
-    evaluate,
-    knn,
-    trained_classifier,
-)
+from finetune import ClassifierConfig, EvaluateConfig, ProbeConfig, classify, evaluate, knn
+from finetune.evaluation import trained_classifier
 from mae_et import UserError, export, load_config
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.config.data import DataConfig

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.io import read_image
 
-from finetune.feature_maps import feature_colours, principal_components
+from finetune.embedding.maps import feature_colours, principal_components
 from mae_et.cli.main import main
 
 

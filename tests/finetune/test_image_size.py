@@ -16,7 +16,7 @@ from tiny_run import GOLDEN
 
 from finetune.config import ClassifierConfig, NetworkConfig
 from finetune.image_size import size_at_bandwidth
-from finetune.plan import image_cost
+from finetune.training.plan import image_cost
 from mae_et import UserError
 from mae_et.checkpoints.formats import load_weights
 from mae_et.cli.main import main

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune import learning_dynamics
-from finetune.learning_dynamics import score_checkpoint
+from finetune.probing import learning_dynamics
+from finetune.probing.learning_dynamics import score_checkpoint
 from finetune.scoring_config import DynamicsConfig
 from mae_et import UserError, export, load_encoder
 from mae_et.checkpoints.listing import list_checkpoints
@@ -98,7 +98,8 @@ def test_rectangles_are_filtered_alike_along_both_axes(finished: Path, monkeypat
     """The bandwidth is that of the shorter side; at its full size nothing is filtered."""
     filtered = []
     monkeypatch.setattr(
-        "finetune.features.low_pass", lambda x, sides: filtered.append((x.shape[-2:], sides)) or x
+        "finetune.probing.features.low_pass",
+        lambda x, sides: filtered.append((x.shape[-2:], sides)) or x,
     )
     settings = DynamicsConfig(
         finished, bandwidths=(16, 32), image_size=(32, 48), num_workers=0, device="cpu"

@@ -5,7 +5,7 @@ import torch
 from clouds import clouds, separable
 
 from finetune import Features, probe_features
-from finetune.linear_classifier import (
+from finetune.probing.linear_classifier import (
     BATCH_SIZE,
     accuracies,
     shuffled_batches,
@@ -49,7 +49,7 @@ def test_features_are_standardised_alike_at_every_scale(scale: float) -> None:
 def test_a_rate_at_the_edge_of_the_grid_is_reported(best, said: str, monkeypatch, capsys) -> None:
     scores = torch.eye(6)[best]
     notify.cache_clear()
-    monkeypatch.setattr("finetune.linear_classifier.accuracies", lambda *_: scores)
+    monkeypatch.setattr("finetune.probing.linear_classifier.accuracies", lambda *_: scores)
     train_probe(clouds(400, 1), epochs=1)
     heard = capsys.readouterr().err
     assert said in heard if said else heard == ""

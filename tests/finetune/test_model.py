@@ -17,8 +17,8 @@ from torch import nn
 
 from finetune import ClassifierConfig
 from finetune.config import ClassifierOptimConfig, NetworkConfig, keys_without_effect
-from finetune.model import build_classifier, load_run_network
-from finetune.results import describe
+from finetune.training.model import build_classifier, load_run_network
+from finetune.training.results import describe
 from mae_et import UserError, load_config
 from mae_et.checkpoints.formats import load_weights
 from mae_et.config.data import DataConfig

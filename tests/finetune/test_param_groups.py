@@ -10,7 +10,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from tiny_run import GOLDEN
 
 from finetune.config import ClassifierOptimConfig
-from finetune.param_groups import build_optimizer, parameter_groups
+from finetune.training.param_groups import build_optimizer, parameter_groups
 from mae_et.checkpoints.formats import load_weights
 from mae_et.training.optim import set_schedule
 

@@ -13,13 +13,13 @@ import torch
 import finetune
 import mae_et
 from finetune import ProbeConfig, extract_dataset_features, score_encoder
-from finetune.features import Features
-from finetune.frozen_encoder import open_encoder
+from finetune.probing.features import Features
+from finetune.probing.frozen_encoder import open_encoder
 from mae_et import UserError, load_pretrained
 from mae_et.cli.main import main
 from mae_et.curriculum.frequency import low_pass
 from mae_et.data.datasets import open_dataset
-from mae_et.data.synthetic import Synthetic
+from mae_et.data.sources.synthetic import Synthetic
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.monitoring import progress
 from mae_et.monitoring.figures import results_table
@@ -166,7 +166,7 @@ def test_classes_without_a_training_image_are_reported(run, tiny, monkeypatch, c
     vectors = torch.rand(8, 4)
     splits = {"train": torch.arange(8) % 2, "val": torch.arange(8) % 4}
     monkeypatch.setattr(
-        "finetune.probes.extract_dataset_features",
+        "finetune.probing.probes.extract_dataset_features",
         lambda encoder, data, config, split, device: Features(vectors, splits[split]),
     )
     score_encoder(probe(run, tiny), linear=False)

@@ -12,11 +12,11 @@ from steps import signal_at
 from torch.utils.flop_counter import FlopCounterMode
 
 from finetune import ClassifierConfig, classify
-from finetune.classifier import classifier_step
 from finetune.config import NetworkConfig
-from finetune.model import build_classifier
-from finetune.param_groups import parameter_groups
-from finetune.swin import resample_table
+from finetune.training.classifier import classifier_step
+from finetune.training.model import build_classifier
+from finetune.training.param_groups import parameter_groups
+from finetune.training.swin import resample_table
 from mae_et import Interrupted, UserError, load_config
 
 SWIN_T = "swin_tiny_patch4_window7_224"

@@ -5,12 +5,12 @@ import torch
 from natural_images import jpeg, natural
 
 from finetune.config import RecipeConfig
-from finetune.transforms import LabelledTrainDataset, mix
+from finetune.training.transforms import LabelledTrainDataset, mix
 from mae_et import Curriculum, Stage, low_frequency_crop
 from mae_et.config.data import DataConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.data.sampler import SampleIndex
-from mae_et.data.synthetic import Synthetic
+from mae_et.data.sources.synthetic import Synthetic
 
 PLAN = Curriculum((Stage(32, 1), Stage(48, 1), Stage(64, 1)), 64).plan(3, 20, 4)
 WHOLE = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "flip": 0.0}

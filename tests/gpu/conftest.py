@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae_et.data.choose_decoder import _find_decoder
+from mae_et.data.device.choose_decoder import _find_decoder
 
 HERE = Path(__file__).parent
 

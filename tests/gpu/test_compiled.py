@@ -9,7 +9,7 @@ from small_mae import small
 
 from mae_et.models.masking import mask_from_noise
 from mae_et.runtime.precision import autocast
-from mae_et.training.compile import compile_network, compiler_fault
+from mae_et.training.efficiency.compile import compile_network, compiler_fault
 
 SIDES = (16, 32)
 

@@ -15,16 +15,16 @@ from PIL import Image
 from mae_et.config.data import DataConfig
 from mae_et.curriculum.plan import Plan
 from mae_et.curriculum.schedule import Curriculum, Stage
-from mae_et.data import jpeg_crop
 from mae_et.data.batch import Batch
-from mae_et.data.box_resize import resize_boxes
-from mae_et.data.choose_decoder import _find_decoder, choose_decoder, decode_torchvision
 from mae_et.data.datasets import open_dataset
-from mae_et.data.decoder_trial import LEAST_DECIBELS, MEDIAN_DECIBELS
-from mae_et.data.device_checks import checked_decode, fastest_resize
-from mae_et.data.device_decode import DeviceDecoder
-from mae_et.data.encoded import FilePlace
-from mae_et.data.jpeg_header import read_header
+from mae_et.data.device.box_resize import resize_boxes
+from mae_et.data.device.choose_decoder import _find_decoder, choose_decoder, decode_torchvision
+from mae_et.data.device.decode_ahead import DeviceDecoder
+from mae_et.data.device.decoder_trial import LEAST_DECIBELS, MEDIAN_DECIBELS
+from mae_et.data.device.encoded import FilePlace
+from mae_et.data.device.self_checks import checked_decode, fastest_resize
+from mae_et.data.images import jpeg_crop
+from mae_et.data.images.jpeg_header import read_header
 from mae_et.data.loader import training_batches
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.data.train_dataset import TrainDataset

@@ -18,9 +18,9 @@ from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.data.batch import Batch
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.distributed import DistributedContext
-from mae_et.training.compile import compiler_fault
-from mae_et.training.cuda_graphs import GraphedPasses
-from mae_et.training.flat_gradients import FlatGradients
+from mae_et.training.efficiency.compile import compiler_fault
+from mae_et.training.efficiency.cuda_graphs import GraphedPasses
+from mae_et.training.efficiency.flat_gradients import FlatGradients
 
 SPAWN = multiprocessing.get_context("spawn")  # neither CUDA nor autograd's threads survive a fork
 QUIET = (

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import mae_et
-from mae_et.checkpoints.tensor_files import export_encoder
+from mae_et.checkpoints.writers.tensor_files import export_encoder
 from mae_et.cli.arguments import CONFIGS, config_of
 from mae_et.cli.main import COMMANDS, main
 from mae_et.config.files import find_config, load_config

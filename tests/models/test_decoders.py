@@ -10,7 +10,7 @@ from small_mae import small
 from tiny_run import config_in
 
 from mae_et import MaskedAutoencoder, UserError, mask_from_noise, pretrain
-from mae_et.checkpoints.export import export
+from mae_et.checkpoints.writers.export import export
 from mae_et.models.decoders import CrossBlock, SelfBlock, gather
 
 

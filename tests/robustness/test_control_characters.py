@@ -14,8 +14,8 @@ from PIL import Image
 import finetune
 import mae_et
 import slurm
-from mae_et.checkpoints.model_card import model_card
 from mae_et.checkpoints.state_dicts import find_state_dict
+from mae_et.checkpoints.writers.model_card import model_card
 from mae_et.cli.main import main
 from mae_et.monitoring.tables import csv_cell
 from mae_et.runtime.console import notify, printable

@@ -34,8 +34,8 @@ from mae_et.cli.main import main
 from mae_et.config.data import DataConfig
 from mae_et.config.files import config_from_text, load_config, to_yaml
 from mae_et.config.schema import PretrainConfig
-from mae_et.data.array_files import write_array
 from mae_et.data.datasets import open_dataset
+from mae_et.data.sources.array_files import write_array
 from mae_et.errors import RunFailed
 from mae_et.io.seals import seal, sealed_bytes, unseal
 from slurm.config import ClusterConfig
@@ -223,7 +223,7 @@ def test_import_leaves_the_pixel_limit_of_pillow_unchanged() -> None:
     """Decoding raises it for good, because Pillow checks it again in every crop."""
     program = (
         "from PIL import Image; before = Image.MAX_IMAGE_PIXELS; "
-        "import mae_et.data.decoding as ours; "
+        "import mae_et.data.images.decoding as ours; "
         "import io; png = io.BytesIO(); Image.new('L', (2, 2)).save(png, 'PNG'); "
         "assert Image.MAX_IMAGE_PIXELS == before; ours.decode(png.getvalue(), 1); "
         "assert Image.MAX_IMAGE_PIXELS == ours.MAX_PIXELS"

@@ -21,9 +21,9 @@ from mae_et.runtime.agreement import (
     tensor_digests,
 )
 from mae_et.runtime.distributed import DistributedContext
-from mae_et.training import extension
-from mae_et.training.find_checkpoint import find_checkpoint
-from mae_et.training.same_ranks import check_same_start
+from mae_et.training.resume import extension
+from mae_et.training.resume.find_checkpoint import find_checkpoint
+from mae_et.training.resume.same_ranks import check_same_start
 from slurm.snapshot import snapshot
 
 FORK = multiprocessing.get_context("fork")

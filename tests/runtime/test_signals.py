@@ -125,13 +125,17 @@ DATA = ["--data.name=synthetic", "--data.synthetic_train=8", "--data.synthetic_v
 @pytest.mark.parametrize(
     ("number", "place", "words"),
     [
-        (signal.SIGINT, "finetune.features.normalise", ["knn", *WEIGHTS, *DATA]),
-        (signal.SIGTERM, "finetune.probes.probe_features", ["linear-probe", *WEIGHTS, *DATA]),
-        (signal.SIGUSR2, "finetune.embedding.pooled", ["embed", *WEIGHTS, *DATA]),
+        (signal.SIGINT, "finetune.probing.features.normalise", ["knn", *WEIGHTS, *DATA]),
+        (
+            signal.SIGTERM,
+            "finetune.probing.probes.probe_features",
+            ["linear-probe", *WEIGHTS, *DATA],
+        ),
+        (signal.SIGUSR2, "finetune.embedding.embed.pooled", ["embed", *WEIGHTS, *DATA]),
         (signal.SIGHUP, "slurm.run_status.job_states", ["status", "run"]),
         (
             signal.SIGTERM,
-            "mae_et.checkpoints.hugging_face_export.model_card",
+            "mae_et.checkpoints.writers.hugging_face.model_card",
             ["export", *WEIGHTS, "--decoder_num_heads=4", "--format=hf", "--output=hf"],
         ),
     ],

@@ -6,7 +6,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from finetune.config import NetworkConfig
 from finetune.image_size import Size
-from finetune.vit import build_vit
+from finetune.training.vit import build_vit
 from mae_et.checkpoints.weights import Weights
 
 

@@ -30,8 +30,8 @@ from transformers import Dinov2Config, Dinov2Model, ViTMAEForPreTraining
 
 from finetune import Features, knn_accuracy, probe_features
 from finetune.config import NetworkConfig
-from finetune.model import build_classifier
-from finetune.param_groups import parameter_groups
+from finetune.training.model import build_classifier
+from finetune.training.param_groups import parameter_groups
 from mae_et import (
     Curriculum,
     MaskedAutoencoder,
@@ -44,7 +44,7 @@ from mae_et import (
 )
 from mae_et.config.schema import OptimConfig
 from mae_et.curriculum.flops import training_flops
-from mae_et.data.jpeg_crop import random_box
+from mae_et.data.images.jpeg_crop import random_box
 from mae_et.training.optim import build_optimizer, lr_at
 
 TINY = GOLDEN / "mae_tiny_released_format.pth"

@@ -10,9 +10,9 @@ from natural_images import jpeg, natural
 from mae_et.config.data import DataConfig
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data.batch import Batch
-from mae_et.data.choose_decoder import decode_torchvision
 from mae_et.data.datasets import open_dataset
-from mae_et.data.device_decode import DeviceDecoder
+from mae_et.data.device.choose_decoder import decode_torchvision
+from mae_et.data.device.decode_ahead import DeviceDecoder
 from mae_et.data.loader import training_batches
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.data.train_dataset import TrainDataset

@@ -12,7 +12,7 @@ from processes import exit_code
 from steps import wait_for_checkpoint
 
 from finetune import classify
-from finetune.classifier import classifier_step
+from finetune.training.classifier import classifier_step
 from mae_et import pretrain
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import Interrupted

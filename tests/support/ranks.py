@@ -18,7 +18,7 @@ from tiny_run import TINY
 
 from mae_et.cli.main import main
 from mae_et.training import build as building
-from mae_et.training.compile import compile_network
+from mae_et.training.efficiency.compile import compile_network
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from mae_et.data.batch import Batch
 from mae_et.errors import RunFailed, UserError
 from mae_et.io.metrics_file import read_metrics
 from mae_et.training import build as building
-from mae_et.training import cuda_graphs
-from mae_et.training.cuda_graphs import GraphedPasses, should_replay
+from mae_et.training.efficiency import cuda_graphs
+from mae_et.training.efficiency.cuda_graphs import GraphedPasses, should_replay
 from mae_et.training.metrics import MetricsWindow
 
 GPU = torch.device("cuda")

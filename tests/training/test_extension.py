@@ -15,7 +15,7 @@ from mae_et.config.files import to_yaml
 from mae_et.config.init import InitConfig
 from mae_et.data.bad_images import RECORD
 from mae_et.io.metrics_file import SCORES, read_metrics, row_line
-from mae_et.training import extension
+from mae_et.training.resume import extension
 
 CONSTANT = """
 model: {encoder: vit_tiny_patch16_224, image_size: 16, patch_size: 8, encoder_embed_dim: 16,

@@ -15,16 +15,16 @@ from tiny_run import config_in
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from finetune import classifier
 from finetune.config import ClassifierConfig
-from finetune.model import build_classifier
-from finetune.plan import make_plan as make_classifier_plan
-from finetune.transforms import LabelledBatch
+from finetune.training import classifier
+from finetune.training.model import build_classifier
+from finetune.training.plan import make_plan as make_classifier_plan
+from finetune.training.transforms import LabelledBatch
 from mae_et import pretraining
 from mae_et.config.files import load_config
 from mae_et.data.batch import black_batch
-from mae_et.data.device_decode import DeviceDecoder
-from mae_et.data.encoded import FilePlace, PackedBatch
+from mae_et.data.device.decode_ahead import DeviceDecoder
+from mae_et.data.device.encoded import FilePlace, PackedBatch
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.metrics import MetricsWindow
 from mae_et.training.plan import make_plan

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch import nn
 
 from mae_et.runtime.distributed import DistributedContext
-from mae_et.training.flat_gradients import ALIGNMENT, FlatGradients
+from mae_et.training.efficiency.flat_gradients import ALIGNMENT, FlatGradients
 
 CPU = torch.device("cpu")
 

@@ -23,8 +23,9 @@ from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
 from mae_et.training import build as building
-from mae_et.training import fsdp, reconstructions
-from mae_et.training.fsdp import (
+from mae_et.training import reconstructions
+from mae_et.training.efficiency import fsdp
+from mae_et.training.efficiency.fsdp import (
     full_optimizer_state_dict,
     full_state_dict,
     load_full_optimizer_state_dict,

@@ -8,8 +8,8 @@ from torch import nn
 
 from mae_et.runtime import host_memory
 from mae_et.runtime.distributed import DistributedContext
-from mae_et.training import memory
-from mae_et.training.memory import peak_of
+from mae_et.training.efficiency import memory
+from mae_et.training.efficiency.memory import peak_of
 
 WORLD = DistributedContext(0, 1, torch.device("cpu"))
 

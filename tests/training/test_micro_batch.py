@@ -10,20 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ranks import CLASSIFIER
 
-from finetune.classifier import build as build_classifier_run
 from finetune.config import ClassifierConfig
-from finetune.model import build_classifier
-from finetune.plan import make_plan
+from finetune.training.classifier import build as build_classifier_run
+from finetune.training.model import build_classifier
+from finetune.training.plan import make_plan
 from mae_et import RunFailed, pretrain, pretraining
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.config.files import load_config
-from mae_et.data import device_decode, memory_ahead
+from mae_et.data.device import decode_ahead, memory_ahead
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training import build as building
-from mae_et.training import memory, micro_batch
-from mae_et.training.memory import peak_of
-from mae_et.training.micro_batch import largest_part
+from mae_et.training.efficiency import memory, micro_batch
+from mae_et.training.efficiency.memory import peak_of
+from mae_et.training.efficiency.micro_batch import largest_part
 from mae_et.training.plan import make_plan as make_pretraining_plan
 
 WORLD = DistributedContext(0, 1, torch.device("cpu"))
@@ -141,7 +141,7 @@ def test_only_buckets_of_several_ranks_take_memory_beside_the_gradients(tiny) ->
 def test_a_pass_is_measured_beside_what_loading_holds(tiny, monkeypatch) -> None:
     """On a device other than the CPU, where the next micro-batches are copied or decoded."""
     images, gpu = torch.zeros(3, 3, 32, 32, dtype=torch.uint8), torch.device("meta")
-    ahead = device_decode.AHEAD * images.nbytes
+    ahead = decode_ahead.AHEAD * images.nbytes
     kept = 5 * images[0].nbytes  # for data.replay
     for requested, device, expected in (
         ("auto", gpu, 2**31 + ahead + kept), ("cpu", gpu, ahead), ("gpu", WORLD.device, 0),

@@ -18,7 +18,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.flops import training_flops
 from mae_et.data.datasets import open_dataset
 from mae_et.data.probe_images import open_probe_images
-from mae_et.data.synthetic import render
+from mae_et.data.sources.synthetic import render
 from mae_et.io.metrics_file import SCORES, read_metrics, row_line
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.figures import results_table, standard_error

@@ -17,7 +17,7 @@ from tiny_run import GOLDEN, IMAGES
 from mae_et import Interrupted, UserError, pretrain
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
 from mae_et.curriculum.plan import Plan
-from mae_et.data import synthetic
+from mae_et.data.sources import synthetic
 from mae_et.io.metrics_file import read_metrics
 from mae_et.training.reconstructions import PeriodicReconstructions
 

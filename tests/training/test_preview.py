@@ -15,7 +15,7 @@ from mae_et import pretrain
 from mae_et.cli.main import main
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.data.datasets import open_dataset
-from mae_et.data.decoding import DecodedDataset
+from mae_et.data.images.decoding import DecodedDataset
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.data.transforms import as_tensor, normalise

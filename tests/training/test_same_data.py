@@ -9,7 +9,7 @@ from mae_et import pretrain
 from mae_et.checkpoints.store import newest_checkpoint, save_checkpoint
 from mae_et.runtime.agreement import code_version
 from mae_et.runtime.console import notify
-from mae_et.training.same_data import report_other_code
+from mae_et.training.resume.same_data import report_other_code
 from mae_et.version import __version__
 
 

@@ -11,7 +11,7 @@ from mae_et.checkpoints.run_config import config_of_run
 from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.config.files import load_config, to_yaml
 from mae_et.runtime.console import notify
-from mae_et.training.same_run import check_same_run
+from mae_et.training.resume.same_run import check_same_run
 from mae_et.version import __version__
 
 

@@ -30,7 +30,7 @@ def main(fault: str, arguments: list[str]) -> int:
 
 
 sys.path.append(str(Path(__file__).parents[2] / "support"))
-STEPS = {"mae_et.pretraining": "train_step", "finetune.classifier": "classifier_step"}
+STEPS = {"mae_et.pretraining": "train_step", "finetune.training.classifier": "classifier_step"}
 
 
 def replace_steps(around) -> None:

@@ -25,8 +25,8 @@ from mae_et.checkpoints.store import (
     rename_damaged_after,
     save_checkpoint,
 )
-from mae_et.checkpoints.tensor_files import export_encoder
 from mae_et.checkpoints.weight_files import read_weight_file
+from mae_et.checkpoints.writers.tensor_files import export_encoder
 from mae_et.config.model import ModelConfig
 from mae_et.io.metrics_file import read_metrics
 

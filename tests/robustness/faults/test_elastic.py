@@ -16,7 +16,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.data.fingerprint import fingerprint
 from mae_et.io.metrics_file import SCORES, read_metrics
-from mae_et.training.same_data import check_same_data
+from mae_et.training.resume.same_data import check_same_data
 
 FLAGS = (*QUIET, "--output.log_every=1", "--optim.base_lr=1e-3")
 VIT = ("--model.image_size=32", "--model.backbone=test_vit")

@@ -17,12 +17,12 @@ from test_kills import PLACES, Strike, attempt
 from tiny_run import TINY
 
 from finetune import ClassifierConfig, classify
-from finetune.classifier import classifier_step
+from finetune.training.classifier import classifier_step
 from mae_et import DataConfig, PretrainConfig, UserError, load_config, pretrain
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.config.commands import PrepareConfig
-from mae_et.data.choose_decoder import decode_torchvision
-from mae_et.data.device_decode import DeviceDecoder
+from mae_et.data.device.choose_decoder import decode_torchvision
+from mae_et.data.device.decode_ahead import DeviceDecoder
 from mae_et.data.prepare import prepare
 from mae_et.io.metrics_file import METRICS, SCORES, read_metrics
 from mae_et.pretraining import train_step

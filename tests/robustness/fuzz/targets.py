@@ -38,7 +38,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.speeds import read_speeds
 from mae_et.data.datasets import open_dataset
 from mae_et.data.layout import EXTENSIONS
-from mae_et.data.webdataset import TarShards
+from mae_et.data.sources.webdataset import TarShards
 from mae_et.errors import RunFailed, UserError
 from mae_et.io.seals import seal, sealed_bytes
 from mae_et.models.mae import MaskedAutoencoder
@@ -153,7 +153,7 @@ def shard() -> bytes:
 
 @cache
 def prepared() -> dict[str, bytes]:
-    from mae_et.data.prepared_shards import VERSION, index_dtype
+    from mae_et.data.sources.prepared_shards import VERSION, index_dtype
 
     content = b"not an image, which raises an error"
     rows = np.zeros(2, index_dtype(1))
@@ -200,7 +200,7 @@ def run_folder() -> dict[str, bytes]:
 
 @cache
 def hugging_face() -> dict[str, bytes]:
-    from mae_et.checkpoints.hugging_face_export import vit_mae
+    from mae_et.checkpoints.writers.hugging_face import vit_mae
 
     tensors, about = vit_mae(network())
     tensors = {name: value.contiguous() for name, value in tensors.items()}

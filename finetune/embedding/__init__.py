@@ -1,0 +1,1 @@
+"""Write features to a file, and draw them."""

@@ -1,0 +1,165 @@
+"""Open the encoder of any checkpoint, frozen, for probes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune.image_size import Size, check_tiles, height_and_width, patch_side
+from finetune.run_folder import check_scored_data, no_data, read_classifier_config
+from finetune.scoring_config import FrozenNetworkConfig
+from mae_et.checkpoints.encoders import encoder_of_weights, load_encoder
+from mae_et.checkpoints.formats import load_weights
+from mae_et.checkpoints.layouts.timm_config import timm_architecture
+from mae_et.checkpoints.load import masked_autoencoder
+from mae_et.checkpoints.preprocessing import Preprocessing, report_preprocessing
+from mae_et.checkpoints.stored_settings import stored_preprocessing
+from mae_et.checkpoints.weights import Weights
+from mae_et.config.data import DataConfig
+from mae_et.config.model import ModelConfig
+from mae_et.errors import UserError
+from mae_et.models.mae import MaskedAutoencoder, initialise
+
+
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """An encoder, and the settings that probes need."""
+
+    network: Any
+    """timm vision transformer, in evaluation mode."""
+    encode: Callable[[Tensor], Tensor]
+    """From normalised images [B C H W] to tokens [B P+N D]."""
+    image_size: tuple[int, int]
+    """Height and width of the images, in pixels."""
+    initialise: Callable[[], None]
+    """Replaces the weights by freshly initialised ones."""
+    preprocessing: Preprocessing | None = None
+    """Preprocessing of its training images, if the checkpoint records it."""
+    data: DataConfig | None = None
+    """Data that the encoder was pre-trained on, if the checkpoint records them."""
+    takes_any_size: bool = False
+    """Whether `encode` accepts images of every size that patches tile."""
+    resized: bool = False
+    """Whether the size is not the encoder's own."""
+
+    @property
+    def channels(self) -> int:
+        """Image channels, read from the first convolution (a stem may precede the patches)."""
+        parts = self.network.patch_embed.modules()
+        return next(part.in_channels for part in parts if isinstance(part, nn.Conv2d))
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch in pixels."""
+        return patch_side(self.network.patch_embed)
+
+    def at_size(self, image_size: Size | None) -> "FrozenEncoder":
+        """Return the encoder for images of another size, with positions resampled if needed.
+
+        None is its own size. The network is shared and resized in place: this object must not be
+        used afterwards.
+
+        Raises:
+            UserError: patches do not tile the size, or timm cannot resize the network.
+        """
+        if image_size is None:
+            return self
+        size = height_and_width(image_size)
+        check_tiles(image_size, self.patch, "image_size")
+        if size != self.image_size and not self.takes_any_size:
+            try:
+                self.network.set_input_size(img_size=size)
+            except (AssertionError, AttributeError) as error:  # hybrids, networks without it
+                kind = type(self.network).__name__
+                raise UserError(f"image_size: timm cannot resize this {kind}") from error
+        return replace(self, image_size=size, resized=size != self.image_size)
+
+
+def open_encoder_and_data(
+    config: FrozenNetworkConfig, needs_images: bool = True
+) -> tuple[FrozenEncoder, DataConfig]:
+    """Open the encoder of a config at its image size, with the given data or else its own.
+
+    Differences from the encoder's training preprocessing are printed. Without `needs_images`, only
+    the statistics of the data are used, which default to ImageNet's.
+    """
+    path = config.checkpoint
+    if needs_images:
+        check_scored_data(config)
+    encoder = open_encoder(
+        path, config.encoder_num_heads, config.architecture, config.checkpoint_key
+    )
+    data = config.data or encoder.data
+    if data is None and not needs_images:
+        recorded = encoder.preprocessing
+        data = DataConfig(**recorded.data_settings()) if recorded else DataConfig()
+    if data is None:
+        raise no_data(path)
+    report_preprocessing(encoder.preprocessing, data, path)
+    return encoder.at_size(config.image_size), data
+
+
+def open_encoder(
+    path: Path,
+    encoder_num_heads: int | None = None,
+    architecture: str | None = None,
+    key: str | None = None,
+) -> FrozenEncoder:
+    """Open the encoder of a checkpoint; see `mae_et.checkpoints.encoders.load_encoder`."""
+    architecture = architecture or timm_architecture(path)
+    if architecture is not None or not path.exists():
+        network = load_encoder(path, encoder_num_heads, architecture, key)
+        recorded = stored_preprocessing(path, key, architecture)
+        return replace(_of_network(network), preprocessing=recorded)
+    weights = load_weights(path, key).with_given(encoder_num_heads)
+    encoder = replace(frozen_encoder_from_weights(weights), preprocessing=weights.preprocessing)
+    classifier = read_classifier_config(path)
+    return encoder if classifier is None else replace(encoder, data=classifier.data)
+
+
+def frozen_encoder_from_weights(weights: Weights) -> FrozenEncoder:
+    """Build the encoder of loaded weights; see `open_encoder`."""
+    try:
+        model = masked_autoencoder(weights, decoder=False)
+    except UserError:
+        if weights.model is not None:  # our own run, which must fit
+            raise
+        return _of_network(encoder_of_weights(weights))
+    data = weights.config.data if weights.config else None
+    encoder = frozen_encoder_of_model(model, data)
+    if weights.model is None:
+        return encoder
+    return replace(encoder, initialise=partial(_initialise_as_trained, model, weights.model))
+
+
+def frozen_encoder_of_model(
+    model: MaskedAutoencoder, data: DataConfig | None = None
+) -> FrozenEncoder:
+    """Return a masked autoencoder's encoder, which encodes without masking."""
+    height, width = (side * model.patch for side in model.base_grid)
+    fresh = partial(initialise, model)
+    return FrozenEncoder(
+        model.encoder.eval(), model.encode, (height, width), fresh, data=data, takes_any_size=True
+    )
+
+
+def _initialise_as_trained(model: MaskedAutoencoder, config: ModelConfig) -> None:
+    """Initialise an encoder as its pre-training did: the decoder shares the random generator."""
+    with torch.random.fork_rng(devices=[]):
+        whole = MaskedAutoencoder.from_config(config)
+    initialise(whole)
+    model.encoder.load_state_dict(whole.encoder.state_dict())
+
+
+def _of_network(network: Any) -> FrozenEncoder:
+    height, width = network.patch_embed.img_size
+    fresh = getattr(network, "init_weights", None) or partial(_refuse_to_initialise, network)
+    return FrozenEncoder(network, network.forward_features, (height, width), fresh)
+
+
+def _refuse_to_initialise(network: Any) -> None:
+    raise UserError(f"untrained: timm cannot initialise a {type(network).__name__} again")

@@ -1,0 +1,58 @@
+"""Tokens of an encoder's intermediate blocks.
+
+Shapes: B batch, C channels, H W image size, P prefix tokens, N patches, L layers, D width.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from finetune.probing.frozen_encoder import FrozenEncoder
+from mae_et.errors import UserError
+
+
+def block_indices(encoder: FrozenEncoder, layers: Sequence[int]) -> list[int]:
+    """Return the indices of blocks counted from 1, or from -1, the last."""
+    blocks = getattr(encoder.network, "blocks", None)
+    if blocks is None or not hasattr(encoder.network, "norm"):
+        raise UserError(f"layers: a {type(encoder.network).__name__} has no list of blocks")
+    depth = len(blocks)
+    for layer in layers:
+        if not 1 <= abs(layer) <= depth:
+            raise UserError(f"layer {layer}: the encoder has blocks 1 to {depth}")
+    return [layer - 1 if layer > 0 else depth + layer for layer in layers]
+
+
+def encode_layers(encoder: FrozenEncoder, layers: Sequence[int], images: Tensor) -> Tensor:
+    """Encode images and return the tokens of some blocks, each after the encoder's final norm.
+
+    Like DINOv2's `get_intermediate_layers` and timm's `forward_intermediates(norm=True)`.
+
+    Args:
+        encoder: the encoder.
+        layers: blocks, counted from 1, or from -1, the last; empty for the last.
+        images: normalised images [B C H W].
+
+    Returns:
+        [L B P+N D], in the order of `layers`.
+    """
+    if not layers:
+        return encoder.encode(images)[None]
+    indices = block_indices(encoder, layers)
+    outputs: dict[int, Tensor] = {}
+
+    def keep(index: int, _block: nn.Module, _inputs: object, output: Tensor) -> None:
+        outputs[index] = output
+
+    network = encoder.network
+    hooks = [
+        network.blocks[index].register_forward_hook(partial(keep, index)) for index in set(indices)
+    ]
+    try:
+        encoder.encode(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack([network.norm(outputs[index]) for index in indices])

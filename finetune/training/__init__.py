@@ -1,0 +1,1 @@
+"""Train classifiers: full fine-tuning, a linear probe, or from scratch."""

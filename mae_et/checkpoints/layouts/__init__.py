@@ -1,0 +1,1 @@
+"""How other libraries name and describe their weights."""

@@ -1,0 +1,1 @@
+"""Where images come from: folders, tar and prepared shards, Hugging Face, a generator."""
