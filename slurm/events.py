@@ -54,6 +54,11 @@ def read_events(folder: Path) -> list[Event]:
     return events
 
 
+def submitted(events: list[Event]) -> Event:
+    """Return the last submission's event; empty if there is none."""
+    return next((event for event in reversed(events) if event["event"] == "submitted"), {})
+
+
 def _is_of_another(run: Path, event: Event) -> bool:
     """Return whether the job of an event writes its logs to another run's folder."""
     logs = event.get("logs")

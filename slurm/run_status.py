@@ -17,9 +17,8 @@ from mae_et.io.score_records import RESULTS
 from mae_et.monitoring.figures import seconds_left
 from mae_et.monitoring.run_figures import figures_of, settings_of
 from mae_et.runtime.console import notify
-from slurm.events import Event, read_events
+from slurm.events import Event, events_file, read_events, submitted
 from slurm.history import last_error, restarts
-from slurm.run_folders import find_runs, is_run, submitted
 from slurm.squeue import TERMINAL, JobState, job_states
 
 # A run without a job counts as stopped after this long without a row of metrics.
@@ -229,3 +228,18 @@ def _error(run: Path, events: list[Event], job: str | None, state: str) -> str:
     if state == "damaged":
         return "results.json cannot be read; the command of the run writes it again"
     return last_error(run, events, job, state in ENDED)
+
+
+def find_runs(folder: Path, depth: int = 3) -> list[Path]:
+    """Return the run folders among a folder, its subfolders, and those of runs and sweeps in it."""
+    if not folder.exists():
+        raise UserError(f"there is no run folder {folder}")
+    found = [folder] if is_run(folder) else []
+    for path in sorted(path for path in folder.glob("*") if depth and path.is_dir()):
+        found += find_runs(path, depth - 1) if is_run(path) or (path / "slurm").is_dir() else []
+    return found
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a run or a job has written to a folder."""
+    return events_file(folder).exists() or (folder / METRICS).exists()

@@ -81,7 +81,7 @@ def next_group(study: optuna.Study, space: Space, parallel: bool) -> list[optuna
     """
     group = []
     for frozen in study.get_trials(states=[TrialState.RUNNING]):
-        if space.is_complete(frozen.params):
+        if space.constant().keys() <= frozen.params.keys():
             group.append(optuna.Trial(study, frozen._trial_id))
         else:  # interrupted while it was proposed: the sampler proposes the same again
             study.tell(frozen.number, state=TrialState.FAIL)

@@ -41,10 +41,6 @@ class Space:
             ask.suggest_int(MAGNITUDE, 0, HIGHEST_MAGNITUDE)
         return dict(ask.params)
 
-    def is_complete(self, point: Point) -> bool:
-        """Return whether a point has every parameter."""
-        return {*self.names, *([MAGNITUDE] if self.augments else [])} <= set(point)
-
     def nearest(self, point: Point, taken: list[Point], seed: int) -> Point | None:
         """Return the nearest point that is not taken, in steps of one parameter; None if all are.
 

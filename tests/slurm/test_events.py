@@ -9,7 +9,7 @@ import pytest
 
 from slurm import retry
 from slurm.events import events_file, read_events, record_event, this_job
-from slurm.run_folders import find_runs
+from slurm.run_status import find_runs
 
 
 def test_job_of_the_run_that_a_folder_was_copied_from_is_not_its_own(tmp_path: Path) -> None:
