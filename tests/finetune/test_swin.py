@@ -9,7 +9,6 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from steps import signal_at
-from torch.utils.flop_counter import FlopCounterMode
 
 from finetune import ClassifierConfig, classify
 from finetune.config import NetworkConfig
@@ -39,17 +38,6 @@ def randomised(name: str = SWIN_T, **settings) -> torch.nn.Module:
         if "bias_table" in key:
             torch.nn.init.normal_(parameter)
     return network
-
-
-@pytest.mark.parametrize(
-    ("size", "gflops"), [(96, 1.61), (128, 2.87), (160, 4.51), (192, 6.54), (224, 8.98)]
-)
-def test_swin_t_costs_what_the_release_s_windows_cost(swin, size: int, gflops: float) -> None:
-    """Two FLOPs a multiply-add; 96, 160 and 224 as in the release, the others by its rule."""
-    dry = copy.deepcopy(swin).to("meta")
-    with FlopCounterMode(display=False) as counter:
-        dry(torch.empty(1, 3, size, size, device="meta"))
-    assert counter.get_total_flops() / 1e9 == pytest.approx(gflops, rel=0.01)
 
 
 @pytest.mark.parametrize(
