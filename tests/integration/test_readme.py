@@ -169,11 +169,6 @@ def test_where_do_i_change_names_a_file_and_what_it_defines() -> None:
                 assert re.search(rf"(?m)^ *(?:def |class |)\b{part}\b(?:\(|:| =)", code), name
 
 
-def test_every_listed_export_exists() -> None:
-    for name in mae_et.__all__:
-        assert getattr(mae_et, name) is not None
-
-
 FAULT_COMMANDS = sorted(
     {
         command.replace("T/", "tests/robustness/faults/", 1)
