@@ -134,6 +134,14 @@ def test_views_are_decoded_and_resized_on_the_gpu(monkeypatch) -> None:
         channels = (1, 3, 3)
         return [torch.empty(c, 50, 60, dtype=torch.uint8, device=device) for c in channels]
 
+    def copy(tensor: Tensor, *place: Any, non_blocking: bool = False) -> Tensor:
+        assert not non_blocking or any(tensor is each for each in pinned)  # else it may be freed
+        return to(tensor, *place, non_blocking=non_blocking)
+
+    pinned: list[Tensor] = []
+    to = Tensor.to
+    monkeypatch.setattr(Tensor, "to", copy)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
     # Streams are tested in test_decoding_threads.py.
     monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: None)
     monkeypatch.setattr(PackedBatch, "file_places", lambda _: places)  # which the host knows
@@ -141,8 +149,9 @@ def test_views_are_decoded_and_resized_on_the_gpu(monkeypatch) -> None:
         content, views = (
             torch.zeros(shape, dtype=torch.uint8) for shape in ((15,), (1, 3, 24, 24))
         )
-        number = torch.zeros(4, 3, dtype=torch.int64)
-        packed: Any = PackedBatch(content, number, views, number, torch.zeros(4, 9), [0], number)  # type: ignore[arg-type]
+        number, noise = torch.zeros(4, 3, dtype=torch.int64), torch.zeros(4, 9)
+        pinned += [content, views, noise]  # as DataLoader does
+        packed: Any = PackedBatch(content, number, views, number, noise, [0], number)  # type: ignore[arg-type]
         decoded = DeviceDecoder(GPU.device, [24], decode)(packed)
     assert decoded.refused == [3]
     assert decoded.batch.images.shape == (4, 3, 24, 24)

@@ -36,6 +36,7 @@ from mae_et.data.batch import Batch
 from mae_et.data.device.box_resize import Resize, resize_boxes
 from mae_et.data.device.encoded import FilePlace, PackedBatch
 from mae_et.data.device.self_checks import Decode
+from mae_et.data.device_copy import beside
 from mae_et.data.sampler import SampleIndex
 from mae_et.runtime.console import notify
 from mae_et.runtime.system_errors import is_out_of_gpu_memory
@@ -110,7 +111,8 @@ class DeviceDecoder:
         images = torch.empty(count, 3, side, side, dtype=torch.uint8, device=self.device)
         finished = sorted(set(range(count)) - {file.place for file in files})
         if finished:
-            images[self._indices(finished)] = packed.views.to(self.device, non_blocking=True)
+            views = packed.views.to(self.device, non_blocking=True)
+            images[beside(torch.tensor(finished), images)] = views
         refused: list[int] = []
         chunks = list(_chunks(files))
         contents = packed.content.split([sum(each.length for each in chunk) for chunk in chunks])
@@ -123,7 +125,8 @@ class DeviceDecoder:
             if made:
                 boxes, flips = [file.box for file in made], [file.flip for file in made]
                 resized = self.resize(decoded, boxes, flips, side)
-                images[self._indices([file.place for file in made])] = resized
+                places = torch.tensor([file.place for file in made])
+                images[beside(places, images)] = resized
         noise = packed.noise.to(self.device, non_blocking=True)
         batch = Batch(images, noise, packed.stage, packed.replaced)
         return Decoded(batch, refused, packed.indices, None)
@@ -156,9 +159,6 @@ class DeviceDecoder:
             image if image.shape == (3, file.height, file.width) else None
             for image, file in zip(rgb, files, strict=True)
         ]
-
-    def _indices(self, places: list[int]) -> Tensor:
-        return torch.tensor(places).to(self.device, non_blocking=True)
 
 
 def _pixels(content: Tensor, files: Sequence[FilePlace]) -> list[Tensor]:
