@@ -31,10 +31,11 @@ def mae_training_flops(config: ModelConfig) -> Callable[[int], float] | None:
     if sizes is None or config.decoder_attention != "self" or config.decoder_share < 1:
         return None
     (width, depth), decoder = sizes, config.decoder_embed_dim
-    pixels, output = _patch_sizes(config)
+    patch, channels, pixels = config.patch, config.channels, config.channels * config.patch**2
+    output = target_width(config.target, patch, channels, config.hog_cell, config.hog_bins)
 
     def flops(bandwidth: int) -> float:
-        patches = (bandwidth // config.patch) ** 2
+        patches = (bandwidth // patch) ** 2
         visible = visible_patches(patches, config.mask_ratio)
         embeddings = visible * pixels * width + (visible + 1) * width * decoder
         blocks = depth * _block(visible + 1, width)
@@ -53,13 +54,6 @@ def _encoder_sizes(config: ModelConfig) -> tuple[int, int] | None:
     own = ENCODERS[config.encoder]
     width, depth, heads = (given or size for given, size in zip(overrides, own, strict=True))
     return None if width % heads or width % 4 else (width, depth)
-
-
-def _patch_sizes(config: ModelConfig) -> tuple[int, int]:
-    """Return how many numbers a patch has, and how many its target has."""
-    patch, channels = config.patch, config.channels
-    target = target_width(config.target, patch, channels, config.hog_cell, config.hog_bins)
-    return channels * patch**2, target
 
 
 def _block(tokens: int, width: int) -> int:
