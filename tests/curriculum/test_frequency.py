@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from tiny_run import GOLDEN
 
 from mae_et import low_frequency_crop
-from mae_et.curriculum.frequency import crop_matrix, low_pass
+from mae_et.curriculum.frequency import low_pass
 from mae_et.data.transforms import normalise
 
 
@@ -139,8 +139,3 @@ def test_integer_images_and_unknown_methods_raise() -> None:
         low_frequency_crop(torch.zeros(3, 32, 32, dtype=torch.int16), 16)
     with pytest.raises(ValueError, match="fourier, resize, decode"):
         low_frequency_crop(images(32), 16, "lanczos")  # type: ignore[arg-type]
-
-
-def test_crop_matrix_is_cached() -> None:
-    found = crop_matrix(8, 4, torch.device("cpu"), torch.float32)
-    assert crop_matrix(8, 4, torch.device("cpu"), torch.float32) is found

@@ -127,23 +127,6 @@ def test_speeds_of_a_run_are_averaged_over_its_time(tmp_path) -> None:
         read_speeds(str(tmp_path), "--throughput", float)
 
 
-def test_command_prints_tables_or_json(capsys) -> None:
-    flags = ["plan", "--images=1281167", "--curriculum.cost=area"]
-    flags += ["--throughput={96: 5200, 160: 2300, 224: 1200}"]
-    flags += ["--loader={96: 1500, 160: 1400, 224: 1300}"]
-    flags += ["--cores-per-gpu=2", "--gpus=1,8,48"]
-    assert main(flags) == 0
-    shown = capsys.readouterr().out
-    assert "given: images/s of one GPU" in shown
-    assert "loader" in shown
-    assert main([*flags, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["throughput"]
-    assert [row["bottleneck"] for row in found["loading"]] == ["loader", "gpu", "gpu"]
-    assert found["given"]["cores_per_gpu"] == 2
-    assert found["totals"][2]["hours"] is None
-    assert math.isclose(found["totals"][1]["hours"] * 8, found["totals"][0]["hours"])
-
-
 @pytest.mark.parametrize(
     ("sentence", "flags"),
     [

@@ -72,14 +72,6 @@ def test_every_use_of_an_image_has_a_mask_of_its_own() -> None:
     assert len(set(masks)) == len(masks) == PLAN.images
 
 
-@pytest.mark.parametrize("start", [1, 5, PLAN.stages[0].steps - 1])
-def test_a_resumed_run_replays_the_same_images_and_masks(start: int) -> None:
-    whole, rest = replay(micro=12)[start:], replay(start, micro=12)
-    assert torch.equal(images(whole), images(rest))
-    for one, other in zip(whole, rest, strict=True):
-        assert torch.equal(one.noise, other.noise)
-
-
 def test_a_batch_is_copied_on_a_stream_that_training_waits_for(monkeypatch) -> None:
     """Beside queued kernels, and its memory is kept for those that read it (see tests/gpu)."""
     gpu, device = MagicMock(), torch.device("cuda", 0)

@@ -9,7 +9,6 @@ from mae_et.data.sampler import (
     CurriculumBatchSampler,
     SampleIndex,
     StepSamples,
-    chunks,
     permutation,
     sample_seed,
 )
@@ -151,14 +150,6 @@ def test_a_replay_buffer_smaller_than_a_step_keeps_nothing_longer() -> None:
             assert set(step.used) <= held
             held -= set(step.dropped)
             assert not held
-
-
-def test_the_sampler_yields_what_the_steps_load() -> None:
-    batches = CurriculumBatchSampler(PLAN, 0, micro_batch_size(3, PLAN, 1), **REPLAYED)
-    parts = [part for step in batches.steps() for part in chunks(step.loaded, 12)]
-    assert flat(batches) == flat(parts)
-    assert max(map(len, batches)) <= 12
-    assert len(batches) == len(list(batches))
 
 
 @pytest.mark.parametrize(

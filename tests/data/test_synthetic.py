@@ -133,10 +133,3 @@ def test_render_refuses_bad_arguments(arguments, culprit):
     """An argument out of its range is refused by name."""
     with pytest.raises(ValueError, match=culprit):
         render(**arguments)
-
-
-@pytest.mark.parametrize("bad", [{"length": 0}, {"size": 8}, {"seed": -1}, {"first": -1}])
-def test_dataset_refuses_bad_arguments(bad):
-    """A dataset refuses a bad argument when it is made, not at the first image."""
-    with pytest.raises(ValueError, match="must be"):
-        Synthetic(**{"length": 4, "size": 64, **bad})

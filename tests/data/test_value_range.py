@@ -79,13 +79,6 @@ def test_fewer_bits_in_16_bit_files_are_warned_of_and_scaled(
     assert np.asarray(image).ravel().tolist() == list(range(256))
 
 
-def test_16_bit_images_of_the_whole_range_are_read_without_a_word(tmp_path: Path) -> None:
-    config = DataConfig(root=write(tmp_path, "0.png", grey(16)))
-    assert warned(config) == ""
-    image, _ = open_dataset(config, "train", 1)[0]
-    assert np.asarray(image).ravel().tolist() == list(range(256))
-
-
 def test_missing_pixels_at_the_top_of_the_range_do_not_hide_fewer_bits(tmp_path: Path) -> None:
     pixels = np.full((4, 4), 65535, np.uint16)
     pixels[0] = 4095

@@ -107,33 +107,6 @@ def test_kill_between_log_and_checkpoint_neither_doubles_nor_loses_a_row(
     assert again == rows
 
 
-def test_kill_during_a_save_resumes_from_the_previous_checkpoint(tiny, uninterrupted) -> None:
-    saved, _, _ = uninterrupted
-    config = tiny()
-
-    def target() -> None:
-        torch.set_num_threads(1)
-        real = torch.save
-
-        def half(payload, file):
-            real(payload, file)
-            if payload["step"] == 10:
-                file.file.truncate(1000)
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        torch.save = half
-        pretrain(config)
-
-    process = FORK.Process(target=target)
-    process.start()
-    assert exit_code(process) == -signal.SIGKILL
-    folder = config.output.dir / "checkpoints"
-    assert [path.name for path in list_checkpoints(folder)] == ["step-00000005.pt"]
-    assert list(folder.glob(".*.tmp"))
-    same_end(pretrain(config), saved)
-    assert not list(folder.glob(".*.tmp"))
-
-
 def test_a_kill_before_superseded_checkpoints_are_deleted_keeps_no_more(tiny) -> None:
     """Though the last checkpoint was written, so that the restarted run writes none."""
     config = tiny("--curriculum.epochs=1", "--output.checkpoint_every=2")
@@ -166,12 +139,4 @@ def test_damaged_checkpoints_do_not_count_as_newer(tiny, uninterrupted) -> None:
     run_until(config, 15)
     newest = list_checkpoints(config.output.dir / "checkpoints")[-1]
     assert newest.name == "step-00000014.pt"
-    same_end(pretrain(config), saved)
-
-
-def test_run_killed_many_times_resumes_to_the_same_bits(tiny, uninterrupted) -> None:
-    saved, _, _ = uninterrupted
-    config = tiny("--output.checkpoint_every=2")
-    for step in (3, 6, 9, 14):
-        run_until(config, step)
     same_end(pretrain(config), saved)

@@ -212,11 +212,6 @@ def test_a_mask_is_drawn_with_the_model_s_ratio_or_the_given_one() -> None:
     assert not torch.equal(*model(images).mask.order)  # one mask for each image
 
 
-def test_images_not_tiled_by_patches_raise() -> None:
-    with pytest.raises(ValueError, match="not tiled by patches of 8"):
-        small()(torch.randn(1, 3, 30, 32))
-
-
 def test_own_grid_positions_equal_those_of_a_model_of_that_size() -> None:
     """The comparison for full-grid positions: treat a crop as an image of that size."""
     torch.manual_seed(1)
