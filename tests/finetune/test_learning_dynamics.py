@@ -94,21 +94,6 @@ def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         score_checkpoint(DynamicsConfig(tmp_path), tmp_path / "step-00000001.pt")
 
 
-def test_rectangles_are_filtered_alike_along_both_axes(finished: Path, monkeypatch) -> None:
-    """The bandwidth is that of the shorter side; at its full size nothing is filtered."""
-    filtered = []
-    monkeypatch.setattr(
-        "finetune.probing.features.low_pass",
-        lambda x, sides: filtered.append((x.shape[-2:], sides)) or x,
-    )
-    settings = DynamicsConfig(
-        finished, bandwidths=(16, 32), image_size=(32, 48), num_workers=0, device="cpu"
-    )
-    row = score_checkpoint(settings, list_checkpoints(finished / "checkpoints")[-1])
-    assert set(filtered) == {((32, 48), (16, 24))}
-    assert row["accuracies"][0] == row["accuracies"][1]
-
-
 def test_another_encoder_is_scored_in_one_row(finished: Path, tiny, tmp_path: Path, capsys) -> None:
     """The export of a run without what the run records gives the run's last row."""
     folder = finished

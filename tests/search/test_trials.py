@@ -59,19 +59,6 @@ def test_a_trial_keeps_replay_only_for_its_own_bandwidths(small) -> None:
     assert stage_trial(config, 40, [], 32, None).config.data.replay is None
 
 
-def test_a_run_stops_after_a_step_and_resumes_from_there(tiny, tmp_path: Path) -> None:
-    config = tiny()
-    for step in (1, 7, 7, 8):
-        pretrain(config, step)
-        assert newest_checkpoint(config.output.dir / "checkpoints")["step"] == step
-        assert not (config.output.dir / "results.json").exists()
-    pretrain(config)
-    whole = pretrain(tiny(f"--output.dir={tmp_path / 'whole'}"))
-    expected = newest_checkpoint(whole / "checkpoints")["model"]
-    found = newest_checkpoint(config.output.dir / "checkpoints")["model"]
-    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
-
-
 def test_default_candidates_scale_to_the_base_size_and_the_patch() -> None:
     assert SearchConfig().candidates == PAPER_BANDWIDTHS
     small = load_config(SearchConfig, [], ["--model.image_size=64", "--model.patch_size=8"])
