@@ -52,6 +52,7 @@ from mae_et.data.sampler import SampleIndex
 from mae_et.data.sources.image_folder import ImageFolder
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.errors import require_in
+from mae_et.monitoring.tables import markdown_table
 from mae_et.runtime.distributed import DistributedContext
 
 from .rounds import Speed, interleave
@@ -201,17 +202,14 @@ def load_all(load: Load, images: int) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as Markdown."""
-    lines = [
-        "| B | loader | images/s a core | of the reference (min to max) | PSNR, dB |",
-        "|---|---|---|---|---|",
-    ]
+    head = ["B", "loader", "images/s a core", "of the reference (min to max)", "PSNR, dB"]
+    cells = []
     for row in rows:
         speed = f"{row['images_per_second']:.0f}" if row["images_per_second"] else ""
         fidelity = f"{row['psnr']:.2f}" if row["psnr"] is not None else ""
         ratio = Speed((), row["ratios"]).ratio() if row["ratios"] else ""
-        cells = row["size"], row["arm"], speed, ratio, fidelity
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+        cells.append([str(row["size"]), row["arm"], speed, ratio, fidelity])
+    return markdown_table(head, cells)
 
 
 @dataclass(frozen=True)

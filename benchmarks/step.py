@@ -24,15 +24,12 @@ from mae_et.config.efficiency import Device, Precision
 from mae_et.config.model import ModelConfig
 from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.errors import require_in
+from mae_et.monitoring.tables import markdown_table
 from mae_et.runtime.distributed import choose_device
 from mae_et.training.metrics import peak_memory
 
 from .rounds import interleave
-from .training_step import (
-    reference_step,
-    training_step,
-    wait,
-)
+from .training_step import reference_step, training_step, wait
 
 BANDWIDTHS = (96, 160, 224)
 # CrossMAE predicts a quarter of all patches: a third of the hidden ones.
@@ -109,17 +106,15 @@ def bench_step(config: StepConfig) -> dict[str, Any]:
     steps = {name: build() for name, build in builders.items()}
     speeds = interleave(steps, config.rounds)
     first = next(iter(builders))
-    print("| step | images/s | times the reference | FLOPs | memory |")
-    print("|---|---|---|---|---|")
+    rows = []
     for name, speed in speeds.items():
         memory = (
             f"{peaks[name] / 2**30:.2f} GiB ({peaks[name] / peaks[first]:.2f}x)" if peaks else "-"
         )
         counted = f"{flops[name] / flops[first]:.3f}x" if name in flops else ""
-        print(
-            f"| {name} | {config.batch / speed.median_seconds:.1f} | {speed.ratio()} | {counted} "
-            f"| {memory} |"
-        )
+        per_second = f"{config.batch / speed.median_seconds:.1f}"
+        rows.append([name, per_second, speed.ratio(), counted, memory])
+    print(markdown_table(["step", "images/s", "times the reference", "FLOPs", "memory"], rows))
     return {
         name: {
             "images_per_second": config.batch / speed.median_seconds,
@@ -143,19 +138,19 @@ def bench_crop(config: StepConfig) -> dict[str, Any]:
             )
         builders[f"crop, {bandwidth}"] = partial(crop, images, bandwidth)
     speeds = interleave(builders, config.rounds)
-    shares_of = " | ".join(f"share of a step, {precision}" for precision in config.precisions)
-    print(f"| B | crop | {shares_of} |\n|---|---|{'---|' * len(config.precisions)}")
     shares: dict[str, Any] = {}
+    rows = []
     for bandwidth in BANDWIDTHS:
         cropped = speeds[f"crop, {bandwidth}"]
         share = {}
         for precision in config.precisions:
             steps = speeds[f"step, {precision}, {bandwidth}"].seconds
             share[precision] = median(a / b for a, b in zip(cropped.seconds, steps, strict=True))
-        each = 1000 * cropped.median_seconds / config.batch
-        columns = " | ".join(f"{value:.2%}" for value in share.values())
-        print(f"| {bandwidth} | {each:.3f} ms/image | {columns} |")
+        each = f"{1000 * cropped.median_seconds / config.batch:.3f} ms/image"
+        rows.append([str(bandwidth), each, *(f"{value:.2%}" for value in share.values())])
         shares[str(bandwidth)] = share
+    shares_of = [f"share of a step, {precision}" for precision in config.precisions]
+    print(markdown_table(["B", "crop", *shares_of], rows))
     return shares
 
 
