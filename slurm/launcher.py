@@ -31,12 +31,8 @@ PROGRAMS = ("sbatch", "srun", "squeue", "scontrol")
 class Launcher:
     """Submit one job, or several as an array.
 
-    Args:
-        config: resources of each job.
-        folder: folder of submitit's files and logs, shared by all nodes.
-        code: folder of the packages that jobs import.
-        name: name of the jobs.
-        jobs: payloads.
+    All nodes share `folder`, which has submitit's files and logs, and `code`, which has the
+    packages that jobs import.
     """
 
     def __init__(

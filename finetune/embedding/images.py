@@ -99,14 +99,9 @@ def _has_no_splits(data: DataConfig) -> bool:
 
 
 class FeatureImages(Dataset[Any]):
-    """Centre crops of several parts, concatenated: (pixels [C H W], label).
+    """Centre crops of several parts, concatenated from `start` on: (pixels [C H W], label).
 
-    Args:
-        parts: the images.
-        data: `eval_crop` and `on_error`: with skip, an unreadable image has no pixels (None).
-        size: side of the crops in pixels, or (height, width).
-        channels: channels of the images.
-        start: index of the first image.
+    With `data.on_error` skip, an unreadable image has no pixels.
     """
 
     def __init__(

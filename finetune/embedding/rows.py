@@ -26,16 +26,10 @@ LABEL = np.dtype("<i8")
 
 
 class FeatureRows:
-    """Features and labels of N images in a folder, `features` and `labels`.
+    """Features and labels of `count` images in a folder, `features` and `labels`.
 
-    Args:
-        folder: the folder, with the rows of an earlier process if it has any.
-        file_type: suffix of the finished file; .npy for types that are converted at the end.
-        count: number of images, N.
-        dtype: type of the numbers.
-
-    Raises:
-        UserError: the rows of the earlier process are damaged.
+    Rows of an earlier process are kept. The type of the file is its suffix; .npy for types that are
+    converted at the end.
     """
 
     def __init__(self, folder: Path, file_type: str, count: int, dtype: str):

@@ -26,17 +26,11 @@ def block_indices(encoder: FrozenEncoder, layers: Sequence[int]) -> list[int]:
 
 
 def encode_layers(encoder: FrozenEncoder, layers: Sequence[int], images: Tensor) -> Tensor:
-    """Encode images and return the tokens of some blocks, each after the encoder's final norm.
+    """Encode normalised images [B C H W] to the tokens of L blocks, each after the encoder's norm.
 
-    Like DINOv2's `get_intermediate_layers` and timm's `forward_intermediates(norm=True)`.
-
-    Args:
-        encoder: the encoder.
-        layers: blocks, counted from 1, or from -1, the last; empty for the last.
-        images: normalised images [B C H W].
-
-    Returns:
-        [L B P+N D], in the order of `layers`.
+    Like DINOv2's `get_intermediate_layers` and timm's `forward_intermediates(norm=True)`. Blocks
+    are counted from 1, or from -1, the last, which stands for none. Returns [L B P+N D], in the
+    order of `layers`.
     """
     if not layers:
         return encoder.encode(images)[None]

@@ -40,15 +40,8 @@ class LabelledTrainDataset(AugmentedDataset[LabelledBatch]):
     with the image would lose up to two thirds of its standard deviation. It runs in the loader, so
     batches of small stages are small.
 
-    Args:
-        source: labelled images.
-        data: crop, flip, RandAugment and statistics.
-        recipe: probability of erasing.
-        plan: stages, with their bandwidths and magnitudes.
-        seed: seed of all augmentation.
-        size: base size; by default the plan's.
-        method: reduction to the bandwidth.
-        sizes: height and width at each stage; by default squares of the bandwidth's side.
+    The base size is by default the plan's. `sizes` are height and width at each stage; by default
+    squares of the bandwidth's side.
     """
 
     def __init__(

@@ -51,16 +51,11 @@ class SealedArchive:
 
     The last record, which has the length of the comment, is held back until `seal`. Nothing is
     buffered in Python: a process forked meanwhile (a loader worker) has nothing to write.
-
-    Args:
-        file: a new unbuffered file.
-
-    Attributes:
-        error: why a write failed, such as a full disk, which `torch.save` replaces by a
-            RuntimeError about file offsets, for paths too.
     """
 
     error: OSError | None = None
+    """Why a write failed, such as a full disk, which `torch.save` replaces by a RuntimeError about
+    file offsets, for paths too."""
 
     def __init__(self, file: RawIOBase):
         self.file = file

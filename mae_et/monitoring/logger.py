@@ -27,11 +27,8 @@ from mae_et.monitoring.terminal import Terminal
 class RunLogger:
     """Logs metrics, scores and images of a run; exists on the main rank only.
 
-    Args:
-        config: the run's config.
-        plan: its plan.
-        start: step to start from; later rows in the folder are dropped.
-        check_lock: raises RunFailed if the run folder is no longer the locked one.
+    Rows after the step `start` are dropped from the folder. `check_lock` raises `RunFailed` if the
+    folder is no longer the locked one.
     """
 
     def __init__(

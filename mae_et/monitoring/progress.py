@@ -13,12 +13,7 @@ SECONDS_BETWEEN_LINES = 30.0
 class Progress:
     """Show how much of a task is done: a bar on a terminal, a line every 30 seconds elsewhere.
 
-    Args:
-        task: name of the task.
-        total: how much there is to do.
-        done: how much was done before.
-        unit: what is counted, singular.
-        bar: whether a terminal shows a bar; it shows the lines otherwise.
+    `done` of the total were done before. Without `bar`, a terminal shows the lines too.
     """
 
     def __init__(self, task: str, total: int, done: int = 0, unit: str = "image", bar: bool = True):

@@ -35,11 +35,8 @@ def search(
 ) -> dict[str, Any]:
     """Search a curriculum, resuming from the search folder.
 
-    Args:
-        config: the search.
-        objective: maps a run folder to the value to maximise.
-        run: trains runs; in this process by default.
-        parallel: whether to pass all independent runs to `run` in one call.
+    The objective maps a run folder to the value to maximise. `run` trains runs, by default in this
+    process; with `parallel`, all independent ones are passed in one call.
 
     Returns:
         The figures of `results.json`. The folder also has `results.md`, `search.png`, and

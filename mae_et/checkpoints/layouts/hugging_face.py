@@ -135,12 +135,9 @@ def to_hugging_face(
     decoder: dict[str, Tensor] | None = None,
     head: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Return tensors under the names on disk.
+    """Return tensors of an encoder (timm's names), decoder (ours) or head under the names on disk.
 
-    Args:
-        encoder: timm's names.
-        decoder: our names, and `pos_embed` [1 1+N width]; for a ViTMAE.
-        head: `head.weight` and `head.bias`; for a ViTForImageClassification.
+    A ViTMAE's decoder also has `pos_embed` [1 1+N width].
     """
     renamed = {}
     for part, tensors in (("encoder", encoder), ("decoder", decoder), ("head", head)):
