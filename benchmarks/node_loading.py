@@ -173,7 +173,7 @@ def _make(folder: Path) -> None:
 @contextlib.contextmanager
 def _measuring(
     config: PretrainConfig, device: torch.device, gpus: int
-) -> Iterator[Callable[..., float]]:
+) -> Iterator[Callable[..., float | None]]:
     """Yield a function that measures a way on all GPUs at once, in one process each."""
     if gpus == 1:
         yield partial(_speed, device, _steps(config, device))
@@ -185,10 +185,10 @@ def _measuring(
     started = (config, device.type, numbers, ready)
     with ProcessPoolExecutor(gpus, context, _start, started) as pool:
 
-        def slowest(*arguments: Any) -> float:
+        def slowest(*arguments: Any) -> float | None:
             found = [pool.submit(_speed_here, *arguments) for _ in range(gpus)]
             wait(found)
-            return min(each.result() for each in found)
+            return min(each.result() or 0.0 for each in found) or None
 
         yield slowest
 
@@ -209,7 +209,7 @@ def _start(config: PretrainConfig, kind: str, numbers: Any, ready: Any) -> None:
     ready.wait(PATIENCE)
 
 
-def _speed_here(*arguments: Any) -> float:
+def _speed_here(*arguments: Any) -> float | None:
     return _speed(*_here, *arguments)
 
 
@@ -220,8 +220,8 @@ def _steps(config: PretrainConfig, device: torch.device) -> Beside | None:
 def _speed(
     device: torch.device, beside: Beside | None, config: PretrainConfig, way: Way, plan: Plan,
     bandwidth: int, workers: int, seconds: float,
-) -> float:  # fmt: skip
-    """Return the images/s of a way, once its processes have started."""
+) -> float | None:  # fmt: skip
+    """Return the images/s of a way, once its processes have started; None if there is no time."""
     source = open_dataset(way.data, "train", config.model.channels)
     if way.data.cache == "ram":
         _, too_large = memory_for(source, plan.dataset_size)
@@ -243,15 +243,15 @@ def _speed(
     sampler = CurriculumBatchSampler(endless, config.seed, size)
     with training_batches(dataset, sampler, workers, device, decoder=decoder) as batches:
         ready = time.perf_counter() + seconds / 2
-        for _ in range(2 * workers + 2):  # batches prefetched while processes started
+        prefetched = 2 * workers + 2  # batches made while processes started
+        while prefetched and time.perf_counter() < ready:
             next(batches)
-            if time.perf_counter() > ready:
-                break
+            prefetched -= 1
         started, count = time.perf_counter(), 0
         while not count or time.perf_counter() < ready + seconds / 2:
             next(batches)
             step()
-            count += size
+            count += 1
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return count / (time.perf_counter() - started)
+        return count * size / (time.perf_counter() - started) if count > prefetched else None

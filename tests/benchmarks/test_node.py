@@ -3,9 +3,10 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -295,6 +296,17 @@ def test_images_that_the_gpu_decodes_are_timed_beside_training(monkeypatch) -> N
     monkeypatch.setattr(node_loading, "_steps", lambda *_: slow_at_first)
     rows = node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 600)
     assert [row["images_per_second"] for row in rows] == [8 / 20] * 3
+
+    def slow_start() -> Iterator[None]:
+        nonlocal now
+        now += 1000
+        yield from repeat(None)
+
+    monkeypatch.setattr(
+        node_loading, "training_batches", lambda *_, **__: nullcontext(slow_start())
+    )
+    rows = node_loading.loading_speeds(config, plan, torch.device("cpu"), 2, 600)
+    assert [row.get("reason") for row in rows] == ["no time"] * 3  # only prefetched batches
 
 
 @pytest.mark.slow
