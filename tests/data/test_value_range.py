@@ -125,6 +125,20 @@ def test_16_bit_colours_in_planes_are_read_or_refused(tmp_path: Path, bands: int
                 source[0]
 
 
+def test_jpeg_2000_in_colours_of_over_8_bits_is_refused(tmp_path: Path) -> None:
+    """Pillow reads their white as black; it does not write them, so the header is changed here."""
+    file = io.BytesIO()
+    Image.new("RGB", (6, 4)).save(file, "JPEG2000")
+    content = bytearray(file.getvalue())
+    first = content.index(b"\xff\x4f\xff\x51") + 42
+    source = open_dataset(DataConfig(root=write(tmp_path, "0.jp2", bytes(content))), "train")
+    assert source[0][0].size == (6, 4)
+    content[first : first + 9 : 3] = [15] * 3
+    write(tmp_path, "0.jp2", bytes(content))
+    with pytest.raises(Unreadable, match=r"JPEG 2000 in colours of over 8 bits; save it as \.npy"):
+        source[0]
+
+
 def test_further_bands_of_tiff_files_are_reported_and_never_taken_for_transparency(
     tmp_path: Path, capsys
 ) -> None:

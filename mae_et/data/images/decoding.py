@@ -121,7 +121,7 @@ def open_image(content: bytes) -> Iterator[Image.Image]:
     """Open an encoded image, whose pixels are decoded on first use.
 
     Raises:
-        ValueError: the content is not an image, or claims more than `MAX_PIXELS`.
+        ValueError: the content is not an image, claims more than `MAX_PIXELS`, or is misread.
     """
     if not content:
         raise ValueError("the file is empty")
@@ -139,7 +139,16 @@ def open_image(content: bytes) -> Iterator[Image.Image]:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"its {width} x {height} pixels are more than {MAX_PIXELS}")
+        if image.format == "JPEG2000" and len(image.getbands()) > 1 and _jpeg2000_bits(content) > 8:
+            # Pillow rounds their white up to 256, which becomes black.
+            raise ValueError("Pillow misreads JPEG 2000 in colours of over 8 bits; save it as .npy")
         yield image
+
+
+def _jpeg2000_bits(content: bytes) -> int:
+    """Return the bits of the first channel (ISO/IEC 15444-1, section A.5.1)."""
+    place = content.find(b"\xff\x4f\xff\x51") + 42
+    return (int.from_bytes(content[place : place + 1]) & 127) + 1
 
 
 def extensions_for(channels: int) -> tuple[str, ...]:
