@@ -22,6 +22,9 @@ from mae_et.curriculum.plan import Plan
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.errors import UserError, one_line
 
+EMBEDS = ("patch_embed", "encoder.patch_embed", "embeds")
+"""Patch embeddings of ViTs, of classifiers around the tower of a language model, of NaFlexViT."""
+
 
 def make_plan(config: ClassifierConfig, network: nn.Module, images: int) -> Plan:
     """Resolve the curriculum for a number of training images."""
@@ -49,7 +52,7 @@ def shown_sides(size: Size, network: nn.Module) -> Callable[[int], tuple[int, in
 
 def size_multiple(network: nn.Module, image_size: Size) -> int:
     """Return the number that image sizes must be multiples of: a ViT's patch, else the stride."""
-    embed: Any = getattr(network, "patch_embed", None)
+    embed: Any = next((part for name, part in network.named_modules() if name in EMBEDS), None)
     # timm's non-overlapping patch embeddings have a ratio; a hybrid's includes its convolutions.
     ratio = embed.feat_ratio() if hasattr(embed, "feat_ratio") else None
     strides = [each["reduction"] for each in getattr(network, "feature_info", [])]

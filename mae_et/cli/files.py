@@ -7,6 +7,7 @@ from typing import Any
 
 import finetune
 from finetune.feature_config import EmbedConfig, FeatureMapConfig
+from finetune.run_folder import read_classifier_config
 from mae_et.cli.arguments import Arguments, config_of, config_over_data_of
 from mae_et.cli.output import prints_results
 from mae_et.config.commands import (
@@ -58,8 +59,14 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
 @prints_results("export")
 def export(config: ExportConfig) -> dict[str, Any]:
     """Write a checkpoint in the layout of timm, Hugging Face or MAE."""
+    from finetune.training.backbone_export import export_backbone
     from mae_et.checkpoints.writers.export import export
 
+    run = read_classifier_config(config.checkpoint)
+    is_folder = config.format == "timm" and config.output.suffix != ".safetensors"
+    if run is not None and run.model.backbone is not None and is_folder:
+        folder = export_backbone(config.checkpoint, run, config.output)
+        return {"format": config.format, "output": str(folder)}
     heads = config.encoder_num_heads, config.decoder_num_heads
     path = export(config.checkpoint, config.format, config.output, *heads, config.checkpoint_key)
     return {"format": config.format, "output": str(path)}

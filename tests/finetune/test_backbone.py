@@ -38,7 +38,9 @@ def test_a_backbone_s_stride_is_neither_its_first_kernel_nor_a_patch_of_features
     with torch.device("meta"):
         assert size_multiple(timm.create_model(name), 224) == 32
         vit = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4)
+        wrapped = timm.create_model("deepseek_vit_412m", depth=1)
     assert size_multiple(vit, 32) == 4  # as small as Swin's first patch
+    assert size_multiple(wrapped, 224) == 14  # the patch of its encoder
 
 
 def test_backbones_of_one_size_are_built_for_that_of_the_images() -> None:
