@@ -9,8 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 import torch
+from natural_images import jpeg, natural
 from ranks import run_rank, start
 from tiny_run import config_in
 from torch import Tensor, nn
@@ -104,6 +106,28 @@ def test_replayed_runs_equal_eager_ones_bit_for_bit(
     assert found == losses
     assert all(torch.equal(replayed[name], weight) for name, weight in weights.items())
     assert captures == expected
+
+
+def test_one_graph_serves_images_of_8_bits_and_arrays_of_floats(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """Micro-batches of one step may hold either, and those of one rank others than another's."""
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    for number in range(40):
+        image = natural(36, 36, number)
+        place = tmp_path / "images" / "train" / f"{number:02}"
+        if number % 8:
+            place.with_suffix(".jpg").write_bytes(jpeg(image))
+        else:
+            np.save(place.with_suffix(".npy"), np.asarray(image, np.float32) / 255)
+    flags = (f"--data.root={tmp_path / 'images'}", "--efficiency.micro_batch=4")
+    losses, weights = outcome(pretrain(config_in(tmp_path, *flags)))
+    captures = replay_on_cpu(monkeypatch)
+    run = pretrain(config_in(tmp_path, *flags, f"--output.dir={tmp_path / 'replayed'}"))
+    found, replayed = outcome(run)
+    assert found == losses
+    assert all(torch.equal(replayed[name], weight) for name, weight in weights.items())
+    assert captures == [False, False, True, False, True]
 
 
 def rank_that_replays(*given: Any) -> None:

@@ -93,7 +93,7 @@ class GraphedPasses:
 
         Args:
             work: the pass. Its other effects on the host happen only at its capture.
-            batch: a batch whose images and further tensors are on the GPU.
+            batch: a batch whose images, uint8 or float32, and further tensors are on the GPU.
             key: what the work depends on besides the batch. If it or a shape changes, earlier
                 graphs and their memory are released.
             first: whether the pass is the first of a step: its gradients replace earlier ones.
@@ -101,15 +101,18 @@ class GraphedPasses:
         if not self.enabled:
             return work(batch)
         inputs = {name: each for name, each in batch._asdict().items() if name not in ON_CPU}
-        whole_key = key, [(each.shape, each.dtype) for each in inputs.values()]
+        whole_key = key, [each.shape for each in inputs.values()]
         if whole_key != self.key:
             self._release()
             self.key = whole_key
-            self.batch = batch._replace(**{name: each.clone() for name, each in inputs.items()})
+            memory = {n: torch.empty_like(e, dtype=torch.float32) for n, e in inputs.items()}
+            self.batch = batch._replace(**memory)
+        for name, each in inputs.items():
+            # Scaled as the crop scales images of 8 bits: a graph then serves float images too.
+            scale = 255 if each.dtype == torch.uint8 else 1
+            torch.div(each, scale, out=getattr(self.batch, name))
         if first not in self.graphs and not self._capture(work, first):
             return work(batch)
-        for name, each in inputs.items():
-            getattr(self.batch, name).copy_(each)
         graph = self.graphs[first]
         graph.replay()
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
