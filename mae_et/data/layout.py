@@ -28,6 +28,10 @@ EXTENSIONS = (
 )  # fmt: skip
 """Files to read; their format is recognised by content (see `decoding.FORMATS`)."""
 
+HIDDEN = (".", "@eaDir", "__MACOSX")
+"""How the names of files and folders that are no data start: .git, ._photo.jpg, and thumbnails and
+attributes that storage systems and archives add."""
+
 WHOLE_ROOT = "."
 SYNONYMS: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -170,7 +174,7 @@ def subfolders(root: Path) -> list[str]:
             folders = [entry.name for entry in entries if is_folder(entry)]
     except OSError as error:
         raise UserError(f"cannot list the folder {root}: {error.strerror}") from None
-    return sorted(name for name in folders if not name.startswith("."))
+    return sorted(name for name in folders if not name.startswith(HIDDEN))
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:

@@ -146,6 +146,7 @@ def test_hidden_files_are_skipped_and_links_followed_once(tmp_path: Path) -> Non
     save(tmp_path / "photos/a.JPG")
     save(tmp_path / "photos/._b.jpg", format="JPEG")
     save(tmp_path / "photos/.thumbnails/a.jpg")
+    save(tmp_path / "photos/@eaDir/a.JPG/SYNOPHOTO_THUMB_M.jpg")
     save(tmp_path / "elsewhere/c.jpg")
     save(tmp_path / "elsewhere/d.jpg")
     (tmp_path / "photos/linked").symlink_to(tmp_path / "elsewhere")

@@ -144,7 +144,8 @@ def test_labels_may_be_names(tmp_path: Path, extension: str, labels: list[bytes]
 @pytest.mark.parametrize(
     ("content", "label"),
     [(b'{"label": 3}', 3), (b'{"cls": "2"}', 2), (b"1", 1), (b'{"caption": "a cat"}', -1),
-     (b"{damaged", -1), (b'{"label": null}', -1), (b'{"label": true}', -1), (b"[" * 9999, -1)],
+     (b"{damaged", -1), (b'{"label": null}', -1), (b'{"label": null, "class_id": 4}', 4),
+     (b'{"label": true}', -1), (b"[" * 9999, -1)],
 )  # fmt: skip
 def test_labels_are_read_from_json(tmp_path: Path, content: bytes, label: int) -> None:
     write_shard(tmp_path / "0.tar", sample("a", 5, json=content))

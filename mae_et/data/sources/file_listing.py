@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mae_et.config.data import DataConfig
-from mae_et.data.layout import EXTENSIONS, is_folder
+from mae_et.data.layout import EXTENSIONS, HIDDEN, is_folder
 from mae_et.data.sources.array_files import read_array, write_array
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_atomically
@@ -53,7 +53,7 @@ def _walk(
         ordered = sorted(entries, key=lambda entry: entry.name)
     heartbeat()
     for entry in ordered:
-        if entry.name.startswith("."):  # .git, .thumbnails, ._photo.jpg
+        if entry.name.startswith(HIDDEN):
             continue
         if is_folder(entry):
             path = f"{prefix}{entry.name}/"

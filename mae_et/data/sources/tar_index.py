@@ -121,7 +121,7 @@ def _read_label(content: bytes, extension: str) -> int | str | None:
         except (ValueError, RecursionError):
             return None
         if isinstance(found, dict):
-            found = next((found[key] for key in JSON_KEYS if key in found), None)
+            found = next((found[key] for key in JSON_KEYS if found.get(key) is not None), None)
         if isinstance(found, float) and found.is_integer():
             found = int(found)
     else:
