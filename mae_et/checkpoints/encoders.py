@@ -14,6 +14,7 @@ from torch import nn
 
 from mae_et.checkpoints.finite_weights import check_finite
 from mae_et.checkpoints.formats import load_weights
+from mae_et.checkpoints.guesses import NAME_IT, report_assumed_blocks
 from mae_et.checkpoints.layouts.dinov2_head import add_dinov2_head, has_dinov2_head
 from mae_et.checkpoints.layouts.hugging_face_config import activation_of, folder_of, norm_eps_of
 from mae_et.checkpoints.layouts.mae import PROBE_EPSILON, head_entries
@@ -28,9 +29,6 @@ from mae_et.errors import UserError, listed, one_line
 from mae_et.io.plain_files import read_mapping
 from mae_et.models.encoder import create_vit, set_norm_eps
 from mae_et.runtime.console import notify
-
-DEFAULT_EPS = 1e-6  # of layer norms in timm's ViTs
-NAME_IT = "give its timm model with --architecture"
 
 
 def load_encoder(
@@ -84,6 +82,7 @@ def build_vit_of(weights: Weights, head: bool = False) -> VisionTransformer:
     mismatch = describe_mismatch(tensors, network.state_dict())
     if mismatch:
         raise UserError(f"{weights.path} is not a plain vision transformer ({mismatch}): {NAME_IT}")
+    report_assumed_blocks(weights, DEFAULT_ENCODER)
     network.load_state_dict(tensors)
     return network.eval()
 

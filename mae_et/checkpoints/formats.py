@@ -15,6 +15,8 @@ from typing import Any
 import timm
 
 from mae_et.checkpoints.finite_weights import check_finite
+from mae_et.checkpoints.fixed_positions import without_positions
+from mae_et.checkpoints.guesses import report_unread
 from mae_et.checkpoints.layouts.hugging_face import file_of_folder, from_hugging_face, read_tensors
 from mae_et.checkpoints.layouts.hugging_face_config import (
     classes_of,
@@ -29,13 +31,22 @@ from mae_et.checkpoints.layouts.other_names import describe_folder
 from mae_et.checkpoints.layouts.timm_config import timm_architecture
 from mae_et.checkpoints.layouts.timm_hub import fetch_from_hub, no_checkpoint
 from mae_et.checkpoints.preprocessing import Preprocessing
-from mae_et.checkpoints.recorded import with_classifier, with_our_entries, with_timm_config
+from mae_et.checkpoints.recorded import (
+    with_classifier,
+    with_mae_arguments,
+    with_our_entries,
+    with_timm_config,
+)
 from mae_et.checkpoints.run_config import (
     config_from_checkpoint,
     config_of_run,
     read_classifier_description,
 )
-from mae_et.checkpoints.state_dicts import Tensors, find_state_dict, tensor_names
+from mae_et.checkpoints.state_dicts import (
+    Tensors,
+    find_state_dict,
+    tensor_names,
+)
 from mae_et.checkpoints.store import newest_of_run
 from mae_et.checkpoints.weight_files import read_weight_file, summarise_error
 from mae_et.checkpoints.weights import Weights
@@ -134,7 +145,8 @@ def _recognise(path: Path, payload: dict[str, Any], key: str | None) -> Weights:
     if {"config", "plan"} <= payload.keys():
         _refuse_key(path, key)
         return _from_run(path, payload)
-    return with_our_entries(with_timm_config(_from_mae(path, payload, key), payload), payload)
+    weights = with_mae_arguments(_from_mae(path, payload, key), payload)
+    return with_our_entries(with_timm_config(weights, payload), payload)
 
 
 def _from_run(path: Path, payload: dict[str, Any]) -> Weights:
@@ -178,10 +190,12 @@ def _from_mae(path: Path, payload: dict[str, Any], key: str | None = None) -> We
     """Find tensors in MAE's or timm's layout, and split them into encoder, decoder and head."""
     tensors = find_state_dict(path, payload, {"patch_embed.proj.weight"}, key)
     check_plain_vit(path, tensors, tensors or tensor_names(payload))
-    parts = split_mae(tensors)
-    for part in parts:
+    encoder, decoder, head = split_mae(tensors)
+    if not head:
+        report_unread(path, [name for name in tensors if name.startswith("head.")])
+    for part in (encoder, decoder, head):
         check_finite(path, part, part)
-    return Weights(path, *parts)
+    return Weights(path, encoder, without_positions(path, decoder), head)
 
 
 def _from_hugging_face(folder: Path) -> Weights:
@@ -193,7 +207,7 @@ def _from_hugging_face(folder: Path) -> Weights:
     return Weights(
         folder,
         encoder,
-        decoder,
+        without_positions(folder, decoder),
         head,
         classes=classes_of(about) if head else None,
         preprocessing=read_preprocessor(folder),
@@ -208,7 +222,7 @@ def _from_hugging_face(folder: Path) -> Weights:
 def _from_hub(name: Path) -> Weights:
     """Fetch a pre-trained ViT by its timm name (vit_base_patch16_224.mae)."""
     model = fetch_from_hub(str(name), num_classes=0)
-    weights = _from_mae(name, model.state_dict())
+    weights = _from_mae(name, model.state_dict()).with_blocks_of(str(name), {})
     return replace(
         weights,
         encoder_num_heads=model.blocks[0].attn.num_heads,

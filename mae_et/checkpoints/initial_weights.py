@@ -12,8 +12,9 @@ import torch
 from timm.layers import resample_patch_embed
 
 from mae_et.checkpoints.checksums import sha256_of_tensors
+from mae_et.checkpoints.fixed_positions import fixed_grid_of
 from mae_et.checkpoints.formats import load_weights, peek_weights
-from mae_et.checkpoints.load import PUBLISHED_HEADS, fixed_grid_of
+from mae_et.checkpoints.load import PUBLISHED_HEADS
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch
 from mae_et.checkpoints.weights import Weights

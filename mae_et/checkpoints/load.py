@@ -1,14 +1,11 @@
 """Build masked autoencoders from our own and released checkpoints."""
 
-import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
-from torch import Tensor
-
+from mae_et.checkpoints.fixed_positions import fixed_grid_of, is_sincos
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.state_dicts import depth_of, describe_mismatch
 from mae_et.checkpoints.weights import Weights
@@ -17,7 +14,6 @@ from mae_et.curriculum.mae_cost import ENCODERS
 from mae_et.errors import UserError
 from mae_et.models.encoder import set_norm_eps
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.models.pos_embed import extent_of, sincos_positions
 from mae_et.runtime.console import notify
 
 # Weights do not show the number of heads; these are published (MAE, tables 1 and A).
@@ -88,31 +84,6 @@ def masked_autoencoder(weights: Weights, decoder: bool = True) -> MaskedAutoenco
     return model.eval()
 
 
-def fixed_grid_of(positions: Tensor) -> int | None:
-    """Return the side of the full grid of fixed sine-cosine positions [1 1+N W]; None if learned.
-
-    It differs from the side of the N patches if the model was trained with `position_grid`.
-    """
-    _, tokens, width = positions.shape
-    side = math.isqrt(tokens - 1)
-    if tokens != side * side + 1 or tokens < 2 or width % 4 or not positions.isfinite().all():
-        return None
-    table = torch.zeros_like(positions)
-    for extent in (side, extent_of(positions[0, 1:], side)):
-        table[0, 1:] = sincos_positions((side, side), (extent, extent), width, table.device)
-        if is_sincos(positions, table):
-            return extent
-    return None
-
-
-def is_sincos(positions: Tensor, table: Tensor) -> bool:
-    """Compare positions with MAE's table, in float32 or rounded to half precision."""
-    return any(
-        torch.allclose(positions, table.to(dtype).float(), atol=1e-4)
-        for dtype in (torch.float32, torch.float16, torch.bfloat16)
-    )
-
-
 def num_heads_of(part: Literal["encoder", "decoder"], width: int, given: int | None) -> int:
     """Return a transformer's number of heads: as given, or as published for its width."""
     heads = given or PUBLISHED_HEADS[part].get(width)
@@ -155,6 +126,8 @@ def _build(weights: Weights) -> MaskedAutoencoder:
         return model(decoder_depth=0)
     if "embed.weight" not in weights.decoder:
         raise UserError(f"{weights.path} has parts of a decoder, but no decoder_embed.weight")
+    if weights.target is None:
+        notify(f"{weights.path} records no target of its decoder: norm_pix is taken")
     decoder_embed_dim = weights.decoder["embed.weight"].shape[0]
     return model(
         decoder_embed_dim=decoder_embed_dim,

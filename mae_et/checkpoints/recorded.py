@@ -21,8 +21,15 @@ from mae_et.checkpoints.weight_files import (
     SETTINGS_KEY,
 )
 from mae_et.checkpoints.weights import Weights
-from mae_et.config.model import ModelConfig
+from mae_et.config.model import ModelConfig, Target
 from mae_et.errors import listed, require
+
+
+def with_mae_arguments(weights: Weights, payload: dict[str, Any]) -> Weights:
+    """Add the target in the arguments that facebookresearch/mae's training saves."""
+    norm_pix = getattr(payload.get("args"), "norm_pix_loss", None)
+    target: Target = "norm_pix" if norm_pix else "pixel"
+    return replace(weights, target=target) if isinstance(norm_pix, bool) else weights
 
 
 def with_timm_config(weights: Weights, payload: dict[str, Any]) -> Weights:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mae_et.checkpoints.finite_weights import as_float32
+from mae_et.checkpoints.guesses import report_unread
 from mae_et.checkpoints.layouts.hugging_face import read_with_timm_names
 from mae_et.checkpoints.layouts.hugging_face_config import folder_of
 from mae_et.checkpoints.layouts.other_names import renamed_to_timm
@@ -22,11 +24,9 @@ from mae_et.runtime.console import notify
 
 Tensors = dict[str, Tensor]
 
-# Inserted anywhere in a name by torch.compile, FSDP and activation checkpointing.
+# Inserted in names by torch.compile, FSDP and activation checkpointing.
 _INSERTED = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# In the entries and prefixes under which trainers keep a moving average of the weights.
-_EMA = re.compile(r"(^|[._])ema([._]|$)", re.IGNORECASE)
-_QUANTISED = {torch.int8, torch.uint8, torch.int16, torch.int32}
+_EMA = re.compile(r"(^|[._])ema([._]|$)", re.IGNORECASE)  # in names of moving averages
 _DEEPEST = 4  # levels of nested mappings; no known trainer stores weights deeper
 
 
@@ -88,7 +88,18 @@ def find_state_dict(
         raise UserError(f"{path} holds {cause}: choose one with checkpoint_key ({choices})")
     if not averages and (nameless := _nameless_average(payload)):
         notify(f"{path}: the moving average in {nameless} has no names and is not used")
-    return _as_float32(path, found[chosen[0]])
+    report_unread(path, _beside(payload, found, found[chosen[0]]))
+    return as_float32(path, found[chosen[0]])
+
+
+def _beside(payload: dict[str, Any], found: dict[str, Tensors], chosen: Tensors) -> list[str]:
+    """Return the names beside a state dict, in the same mapping, that are part of none."""
+    part = {id(tensor) for tensors in found.values() for tensor in tensors.values()}
+    own = {id(tensor) for tensor in chosen.values()}
+    for _, tensors in _mappings(payload, ()):
+        if own & {id(tensor) for tensor in tensors.values()}:
+            return [name for name, each in tensors.items() if each.ndim and id(each) not in part]
+    return []
 
 
 def largest_state_dict(path: Path, payload: dict[str, Any]) -> Tensors:
@@ -97,8 +108,8 @@ def largest_state_dict(path: Path, payload: dict[str, Any]) -> Tensors:
     Raises:
         UserError: the weights are quantised.
     """
-    tensors = max((tensors for _, tensors in _mappings(payload, ())), key=len, default={})
-    return _as_float32(path, tensors)
+    mappings = (tensors for _, tensors in _mappings(payload, ()))
+    return as_float32(path, max(mappings, key=len, default={}))
 
 
 def tensor_names(payload: dict[str, Any]) -> list[str]:
@@ -116,7 +127,7 @@ def _average(path: Path, found: dict[str, Tensors], average: str, others: list[s
     notify(
         f"{path}: taking the moving average {average}, not {unused} (checkpoint_key chooses){rest}"
     )
-    return _as_float32(path, {name: weights[name] for name in lacking} | tensors)
+    return as_float32(path, {name: weights[name] for name in lacking} | tensors)
 
 
 def _nameless_average(payload: dict[Any, Any], place: tuple[str, ...] = ()) -> str | None:
@@ -138,9 +149,10 @@ def _candidates(payload: dict[str, Any], names: Collection[str]) -> dict[str, Te
     found = {}
     for place, tensors in _mappings(payload, ()):
         completed = Counter(prefix for name in tensors for prefix in _prefixes(name, names))
-        most = max(completed.values(), default=0)
         for prefix, count in completed.items():
-            if 2 * count > most:  # fewer are chance: a block may share a name with the network
+            if 2 * count > max(
+                completed.values()
+            ):  # fewer are chance: a block may share a name with the network
                 label = ".".join((*place, *prefix.split(".")[:-1]))
                 found[label] = _strip(tensors, prefix)
     return found
@@ -171,13 +183,8 @@ def _is_array(value: object) -> bool:
 
 def _prefixes(name: str, names: Collection[str]) -> Iterator[str]:
     """Yield each prefix that precedes one of the names in a longer name."""
-    start = 0
-    while True:
-        if name[start:] in names:
-            yield name[:start]
-        start = name.find(".", start) + 1
-        if not start:
-            return
+    starts = [0, *(dot.end() for dot in re.finditer(r"\.", name))]
+    yield from (name[:start] for start in starts if name[start:] in names)
 
 
 def _strip(tensors: Tensors, prefix: str) -> Tensors:
@@ -198,19 +205,6 @@ def _strip(tensors: Tensors, prefix: str) -> Tensors:
     return stripped
 
 
-def _as_float32(path: Path, tensors: Tensors) -> Tensors:
-    """Convert any floating-point format; refuse sparse and quantised weights."""
-    converted = {}
-    for name, tensor in tensors.items():
-        dense = tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_quantized)
-        if not dense or tensor.is_complex() or tensor.device.type != "cpu":
-            raise UserError(f"{path} holds sparse, complex or quantised weights ({name})")
-        if tensor.dtype in _QUANTISED and tensor.ndim > 1:
-            raise UserError(f"{path} holds quantised weights ({name}, {tensor.dtype})")
-        converted[name] = tensor.float() if tensor.is_floating_point() else tensor
-    return converted
-
-
 def describe_mismatch(
     weights: Tensors,
     expected: Tensors,
@@ -228,13 +222,19 @@ def describe_mismatch(
     Returns:
         Missing, unexpected and misshapen tensors, as part of a sentence; empty where all fit.
     """
+    common = [name for name in expected if name in weights]
     kinds = {
         "missing": [n for n in expected if n not in weights and not n.startswith(may_lack)],
         "unexpected": [n for n in weights if n not in expected and not n.startswith(may_have)],
         "misshapen": [
-            f"{name} is {list(weights[name].shape)}, not {list(tensor.shape)}"
-            for name, tensor in expected.items()
-            if name in weights and weights[name].shape != tensor.shape
+            f"{name} is {list(weights[name].shape)}, not {list(expected[name].shape)}"
+            for name in common
+            if weights[name].shape != expected[name].shape
+        ],
+        "of another type": [
+            f"{name} is {weights[name].dtype}"
+            for name in common
+            if expected[name].is_floating_point() > weights[name].is_floating_point()
         ],
     }
     return "; ".join(

@@ -6,7 +6,7 @@ Run folders are read before PyTorch is loaded, which takes seconds.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mae_et.checkpoints.layouts.hugging_face_config import read_preprocessor
+from mae_et.checkpoints.layouts.hugging_face_config import folder_of, read_preprocessor
 from mae_et.checkpoints.layouts.timm_config import timm_architecture, timm_preprocessing
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.run_config import config_of_run, read_classifier_description
@@ -39,7 +39,7 @@ def stored_preprocessing(
     """
     architecture = architecture or timm_architecture(path)
     if architecture is not None or not path.exists():
-        beside = timm_preprocessing(path)
+        beside = timm_preprocessing(path) or read_preprocessor(folder_of(path))
         return beside or Preprocessing.of_timm_model(architecture or str(path))
     if (path / "config.json").is_file():
         return read_preprocessor(path)

@@ -18,6 +18,7 @@ from finetune.evaluation.trained_classifier import load_classifier
 from finetune.probing.frozen_encoder import open_encoder
 from finetune.training.model import build_classifier
 from mae_et import UserError, export, extract_features, load_encoder
+from mae_et.checkpoints import formats
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.layouts.timm_conversion import converted_by_timm
 from mae_et.models.features import pool_tokens
@@ -74,6 +75,16 @@ def test_a_file_of_a_timm_vit_gives_its_features(settings: dict, tmp_path: Path)
     path = tmp_path / "weights.pth"
     torch.save({"epoch": 3, "state_dict": expected.state_dict()}, path)
     assert_same_features(load_encoder(path, num_heads=3), expected)
+
+
+def test_blocks_that_a_file_leaves_open_are_reported(tmp_path: Path, capsys) -> None:
+    network = timm.create_model("vit_tiny_patch16_224", **SMALL, num_classes=5, final_norm=False)
+    torch.save(network.state_dict() | {"head.0.weight": torch.zeros(2)}, tmp_path / "a.pth")
+    load_encoder(tmp_path / "a.pth", num_heads=3)
+    said = capsys.readouterr().err
+    assert "a.pth records neither activation nor epsilon: GELU and 1e-06 are taken" in said
+    assert "a.pth has no norm after the last block: none is applied" in said
+    assert "tensors that are not read: 3 (head.weight, head.bias, head.0.weight)" in said
 
 
 # What a state dict does not show, and timm's `config.json` records.
@@ -311,6 +322,13 @@ def test_a_timm_name_is_fetched_and_gives_its_own_features(monkeypatch) -> None:
     monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(UserError, match=r"cannot fetch deit_tiny_patch16_224 .*: no route to host"):
         load_encoder("deit_tiny_patch16_224")
+
+
+def test_a_timm_name_keeps_its_blocks(monkeypatch) -> None:
+    name = "vit_base_patch16_rpn_224"
+    network = timm.create_model(name, depth=1)
+    monkeypatch.setattr(formats, "fetch_from_hub", lambda *_, **__: network)
+    assert load_weights(Path(name)).architecture == name
 
 
 def test_a_timm_folder_may_have_its_weights_in_shards(tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ def test_shards_that_transformers_wrote_are_read_as_one_file(
 ) -> None:
     equal(load_weights(sharded), load_weights(exported))
     assert load_pretrained(sharded).decoder is not None
+    with pytest.raises(UserError, match="is one of several files: give their folder"):
+        load_weights(min(sharded.glob("model-*.safetensors")))
     equal(load_weights(copied(sharded, tmp_path / "linked")), load_weights(exported))
 
 

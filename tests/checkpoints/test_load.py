@@ -7,9 +7,11 @@ from flipped import flipped
 from safetensors.torch import save as safetensors_bytes
 from safetensors.torch import save_file
 from tiny_run import GOLDEN
+from torch import nn
 
 from mae_et import ModelConfig, UserError, load_pretrained
 from mae_et.checkpoints.checksums import sealed_safetensors
+from mae_et.checkpoints.layouts.mae import split_mae
 from mae_et.checkpoints.load import num_heads_of
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.checkpoints.weights import Weights
@@ -47,6 +49,44 @@ def test_arguments_pickled_with_a_path_are_allowed(tmp_path: Path) -> None:
     arguments = argparse.Namespace(output_dir=PosixPath("/somewhere"), lr=0.1)
     torch.save({"model": released(), "args": arguments, "epoch": 3}, tmp_path / "checkpoint-3.pth")
     assert load_pretrained(tmp_path / "checkpoint-3.pth", 3, 4).decoder is not None
+
+
+@pytest.mark.parametrize(("norm_pix", "target"), [(True, "norm_pix"), (False, "pixel")])
+def test_target_of_mae_s_training_arguments_is_read(
+    norm_pix: bool, target: str, tmp_path: Path, capsys
+) -> None:
+    arguments = argparse.Namespace(norm_pix_loss=norm_pix)
+    torch.save({"model": released(), "args": arguments}, tmp_path / "a.pth")
+    assert load_pretrained(tmp_path / "a.pth", 3, 4).target == target
+    assert "target" not in capsys.readouterr().err
+    torch.save({"model": released()}, tmp_path / "b.pth")
+    assert load_pretrained(tmp_path / "b.pth", 3, 4).target == "norm_pix"
+    assert "no target of its decoder: norm_pix is taken" in capsys.readouterr().err
+
+
+def test_decoder_with_learned_positions_is_not_read(tmp_path: Path, capsys) -> None:
+    changed = {"decoder_pos_embed": torch.ones_like(released()["decoder_pos_embed"])}
+    torch.save(released() | changed, tmp_path / "a.pth")
+    assert load_pretrained(tmp_path / "a.pth", 3, 4).decoder is None
+    assert "a.pth: its decoder is not read: its positions are not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("head", "is_read"),
+    [
+        (nn.Linear(4, 2), True),
+        (nn.Sequential(nn.Dropout(), nn.Linear(4, 2)), True),
+        (nn.Sequential(nn.BatchNorm1d(4, affine=False), nn.Linear(4, 2)), True),
+        (nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)), False),
+        (nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2)), False),
+        (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), False),
+        (nn.Sequential(nn.LayerNorm(4), nn.Dropout(), nn.Linear(4, 2)), False),
+    ],
+    ids=str,
+)
+def test_heads_of_several_layers_are_not_read_as_one(head: nn.Module, is_read: bool) -> None:
+    found = split_mae({f"head.{name}": tensor for name, tensor in head.state_dict().items()})[2]
+    assert ({"weight", "bias"} <= found.keys()) == is_read == bool(found)
 
 
 def test_unusable_files_are_refused_in_one_sentence(tmp_path: Path) -> None:

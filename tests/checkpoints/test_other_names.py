@@ -163,6 +163,7 @@ def test_folders_of_accelerate_are_read(kind: str, tmp_path: Path) -> None:
 
 
 OTHERS = {
+    "adapters, .*: merge": {"base_model.model.qkv.lora_A.default.weight": (4, 48)},
     "a BEiT or a Swin, .*--architecture": {"blocks.0.attn.relative_position_bias_table": (9, 3),
                                            "patch_embed.proj.weight": (48, 3, 8, 8)},
     "OpenMMLab's Swin, ": {"backbone.stages.0.blocks.0.attn.w_msa.qkv.weight": (9, 3)},
@@ -194,7 +195,8 @@ def test_files_and_folders_of_other_formats_are_refused_by_what_they_are(tmp_pat
         archive.add(tmp_path / "a.pth", "a.pth")
     np.savez(tmp_path / "a.npz", kernel=np.zeros(2))
     torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "a.ts")
-    for folder, name in (("dcp", ".metadata"), ("deepspeed", "zero_to_fp32.py")):
+    for folder, name in (("dcp", ".metadata"), ("deepspeed", "zero_to_fp32.py"),
+                         ("peft", "adapter_config.json")):  # fmt: skip
         (tmp_path / folder).mkdir()
         (tmp_path / folder / name).touch()
     (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(8))
@@ -205,6 +207,7 @@ def test_files_and_folders_of_other_formats_are_refused_by_what_they_are(tmp_pat
         "a.npz": r"it is an archive of kernel\.npy: .*convert it to PyTorch",
         "a.ts": "it is a TorchScript archive: save the state_dict",
         "dcp": "one of torch.distributed, which .*dcp_to_torch",
+        "peft": "it holds adapters: merge them",
         "deepspeed": "one of DeepSpeed, which its zero_to_fp32.py joins",
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=sentence):

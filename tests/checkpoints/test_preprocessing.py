@@ -274,6 +274,19 @@ def test_the_config_that_timm_saves_beside_its_file_counts(tmp_path: Path) -> No
     assert load_weights(tmp_path / "vit.pth").preprocessing == found
 
 
+def test_a_named_architecture_keeps_the_statistics_of_a_folder_of_transformers(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    about = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.5, 0.5], "size": 64}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(about))
+    (tmp_path / "model.safetensors").touch()
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        found = stored_preprocessing(path, architecture="vit_tiny_patch16_224")
+        assert found is not None
+        assert found.mean == (0.1, 0.2, 0.3)
+
+
 def test_a_backbone_s_run_hands_on_its_statistics(tmp_path: Path) -> None:
     about = {"classes": ["a", "b"], "preprocessing": vars(OWN)}
     (tmp_path / "classes.json").write_text(json.dumps(seal(about)))

@@ -19,9 +19,12 @@ from mae_et.checkpoints.weight_files import read_weight_file
 
 
 def test_differences_from_a_network_are_listed() -> None:
-    ours = {"a": torch.zeros(2), "c": torch.zeros(1)}
-    mismatch = describe_mismatch({"a": torch.zeros(1), "d": torch.zeros(1)}, ours)
-    assert mismatch == "1 missing (c); 1 unexpected (d); 1 misshapen (a is [1], not [2])"
+    ours = {"a": torch.zeros(2), "c": torch.zeros(1), "e": torch.zeros(1)}
+    theirs = {"a": torch.zeros(1), "d": torch.zeros(1), "e": torch.zeros(1, dtype=torch.int64)}
+    assert describe_mismatch(theirs, ours) == (
+        "1 missing (c); 1 unexpected (d); 1 misshapen (a is [1], not [2]); "
+        "1 of another type (e is torch.int64)"
+    )
     assert describe_mismatch({}, {"head.x": torch.zeros(1)}, may_lack=("head.",)) == ""
 
 
@@ -141,6 +144,14 @@ def test_an_average_without_names_is_reported(vit, capsys) -> None:
     found = find_state_dict(PATH, payload, vit.keys())
     assert torch.equal(found["cls_token"], vit["cls_token"])
     assert "average in ema.shadow_params has no names and is not used" in capsys.readouterr().err
+
+
+def test_tensors_beside_a_state_dict_are_reported(vit, capsys) -> None:
+    payload = {"state_dict": {f"vit.{n}": t for n, t in vit.items()} | {"prompt": torch.ones(2)}}
+    assert find_state_dict(PATH, payload, vit.keys()).keys() == vit.keys()
+    assert f"{PATH}: tensors that are not read: 1 (prompt)" in capsys.readouterr().err
+    find_state_dict(PATH, {"model": vit, "epoch": torch.tensor(3)}, vit.keys())
+    assert not capsys.readouterr().err
 
 
 def test_quantised_weights_are_refused(vit) -> None:

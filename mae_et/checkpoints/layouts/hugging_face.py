@@ -126,7 +126,6 @@ def from_hugging_face(
         theirs = (_rename(name, NAMES["encoder"]) for name in sorted(lacking))
         raise UserError(f"{folder} lacks {', '.join(theirs)}")
     head = {name.removeprefix("head."): tensor for name, tensor in parts["head"].items()}
-    parts["decoder"].pop("pos_embed", None)  # computed, not loaded
     return _join_qkv(parts["encoder"]), _join_qkv(parts["decoder"]), head
 
 

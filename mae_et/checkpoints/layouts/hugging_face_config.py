@@ -1,6 +1,7 @@
 """Read the model, classes and preprocessing that a Hugging Face folder describes."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,13 @@ NUMBERS: dict[str, tuple[type, ...]] = {
 
 
 def folder_of(path: Path) -> Path:
-    """Return the folder that transformers saved, of a weight file in it; other paths unchanged."""
+    """Return the folder that transformers saved, of a weight file in it; other paths unchanged.
+
+    Raises:
+        UserError: the `config.json` beside the file cannot be read, or the file is one shard.
+    """
+    if re.search(r"-\d{5}-of-(?!00001)\d{5}\.", path.name) and path.is_file():
+        raise UserError(f"{path} is one of several files: give their folder")
     file = path.parent / "config.json"
     is_weights = path.name.removesuffix(".index.json") in WEIGHT_FILES and path.is_file()
     is_theirs = is_weights and file.is_file() and "model_type" in read_mapping(file)

@@ -3,7 +3,6 @@
 Source: facebookresearch/mae (README, FINETUNE.md; formats only).
 """
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from mae_et.checkpoints.layouts.other_names import BY_NAME, recognise_network
 from mae_et.checkpoints.state_dicts import Tensors
 from mae_et.errors import UserError
 
-# MAE's names of the decoder's parts, and ours. The decoder's positions are computed, not loaded.
+# MAE's names of the decoder's parts, and ours.
 MAE_DECODER = {
+    "decoder_pos_embed": "pos_embed",
     "mask_token": "mask_token",
     "decoder_embed.": "embed.",
     "decoder_blocks.": "blocks.",
@@ -31,24 +31,33 @@ def split_mae(weights: Tensors) -> tuple[Tensors, Tensors, Tensors]:
     """Split a state dict into encoder, decoder and head, under our names.
 
     Supports MAE's pre-trained, fine-tuned (`fc_norm`, `head`) and linear-probe (`head.0`, `head.1`)
-    files, and timm's, which use the same names. Dropped are the projection head of contrastive
-    learning, a mask token without a decoder, and timm's untrained head beside one (lightly).
+    files, and timm's, which use the same names. Dropped are a mask token without a decoder, timm's
+    untrained head beside one (lightly), and other heads than those: projections of contrastive
+    learning, classifiers of several layers.
     """
     encoder, decoder, head = {}, {}, {}
     if not any(name.startswith("decoder_") for name in weights):
         weights = {name: tensor for name, tensor in weights.items() if name not in MASK_TOKENS}
-    if any(re.match(r"head\.(?:[2-9]|mlp|last_layer)\.", name) for name in weights):
-        weights = {name: t for name, t in weights.items() if not name.startswith("head.")}
     for name, tensor in weights.items():
         prefix = next((prefix for prefix in MAE_DECODER if name.startswith(prefix)), None)
         if prefix is not None:
             decoder[MAE_DECODER[prefix] + name.removeprefix(prefix)] = tensor
         elif name.startswith("head."):
-            head[re.sub(r"^head\.(?:[01]\.)?", "", name)] = tensor
-        elif name != "decoder_pos_embed":
+            head[name.removeprefix("head.")] = tensor
+        else:
             encoder[name] = tensor
-    head.pop("num_batches_tracked", None)
-    return encoder, decoder, {} if "embed.weight" in decoder else head
+    return encoder, decoder, {} if "embed.weight" in decoder else _linear(head)
+
+
+def _linear(head: Tensors) -> Tensors:
+    """Return a head that is one linear layer, or a linear probe's; empty for others."""
+    head = {name: tensor for name, tensor in head.items() if name != "0.num_batches_tracked"}
+    layers = {name.rpartition(".")[0] for name in head}
+    first = {name for name in head if name.startswith("0.")}
+    is_probe = layers == {"0", "1"} and first == {"0.running_mean", "0.running_var"}
+    if not (is_probe or layers in ({""}, {"0"}, {"1"})):
+        return {}
+    return {name.rpartition(".")[2]: tensor for name, tensor in head.items()}
 
 
 def head_entries(head: Tensors) -> Tensors:

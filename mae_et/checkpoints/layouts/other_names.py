@@ -48,6 +48,7 @@ RENAMED: dict[str, dict[str, str]] = {
 BY_NAME = "give its timm model with --architecture (finetune: --model.backbone)"
 # A name that only one kind of network has: a description of it, and advice for the user.
 NETWORKS = {
+    r"\blora_[AB]\b": ("adapters", "merge them into their network, and save that"),
     r"\bpatch_embeddings\.projection\.": (
         "a network under transformers' names",
         "give the folder that save_pretrained wrote",
@@ -72,6 +73,7 @@ FOLDERS = {
         "it is one of torch.distributed, which `python -m "
         "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE` joins"
     ),
+    "adapter_config.json": "it holds adapters: merge them into their network, and save that",
     "zero_to_fp32.py": "it is one of DeepSpeed, which its zero_to_fp32.py joins",
 }
 

@@ -14,8 +14,9 @@ from typing import get_args
 
 import torch
 
-from mae_et.checkpoints.encoders import DEFAULT_EPS, create_vit_of
+from mae_et.checkpoints.encoders import create_vit_of
 from mae_et.checkpoints.formats import load_weights
+from mae_et.checkpoints.guesses import DEFAULT_EPS
 from mae_et.checkpoints.layouts.dinov2_head import has_dinov2_head
 from mae_et.checkpoints.layouts.mae import MAE_DECODER, fold_probe, head_entries
 from mae_et.checkpoints.load import masked_autoencoder

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_et.checkpoints.encoders import DEFAULT_EPS
+from mae_et.checkpoints.guesses import DEFAULT_EPS
 from mae_et.checkpoints.layouts.hugging_face import to_hugging_face
 from mae_et.checkpoints.layouts.mae import fold_probe
 from mae_et.checkpoints.load import num_heads_of
