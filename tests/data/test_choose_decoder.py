@@ -68,6 +68,18 @@ def test_auto_and_cpu_decode_in_loader_processes_on_a_cpu(tmp_path: Path, gpu, c
     assert not capsys.readouterr().err
 
 
+def test_a_rank_without_a_choice_joins_the_exchanges_of_the_others(
+    tmp_path: Path, gpu, monkeypatch, capsys
+) -> None:
+    """A node whose memory is too small for `data.cache ram` reads a dataset that is no files."""
+    dataset, exchanged = opened(DataConfig(root=write_images(tmp_path))), []
+    dataset.source = SimpleNamespace()  # type: ignore[assignment]
+    monkeypatch.setattr(choice, "any_rank", lambda flag, _: exchanged.append(flag) or True)
+    assert choose_decoder("auto", dataset, gpu, 16) is None
+    assert exchanged == [False, *[True] * len(set(dataset.sides))]
+    assert "CPU (efficiency.decode auto): the images are not files" in capsys.readouterr().err
+
+
 def test_gpu_without_cuda_is_refused_before_anything_is_written(
     tiny, tmp_path, monkeypatch
 ) -> None:
@@ -176,7 +188,7 @@ def test_images_of_each_size_are_decoded_where_that_is_faster(
 def test_the_gpu_is_taken_on_all_ranks_or_on_none(tmp_path: Path, gpu, monkeypatch, capsys) -> None:
     dataset = opened(DataConfig(root=write_images(tmp_path)))
     monkeypatch.setattr(choice, "try_decoder", lambda *_: FASTER)
-    monkeypatch.setattr(choice, "any_rank", lambda flag, _: not flag)  # another rank is slower
+    monkeypatch.setattr(choice, "any_rank", lambda *_: True)  # another rank is slower
     assert choose_decoder("auto", dataset, gpu, 16) is None
     assert "CPU (efficiency.decode auto): on another rank, the GPU" in capsys.readouterr().err
 

@@ -54,11 +54,11 @@ def choose_decoder(
         UserError: the GPU is requested but cannot decode for this run.
     """
     decoder, reasons = None, []
-    # Without a choice, `auto` prints nothing.
+    # Without a choice, `auto` prints nothing. Ranks differ where only some have images in memory.
     source = dataset.source if isinstance(dataset, TrainDataset) else None
     in_memory = isinstance(source, CachedDataset)
     chooses = isinstance(source, DecodedDataset | CachedDataset) and world.device.type == "cuda"
-    if requested == "gpu" or (requested == "auto" and chooses):
+    if requested == "gpu" or (requested == "auto" and any_rank(chooses, world)):
         with fail_together(world):
             decoder, reason = _choose(
                 requested, dataset, world.device, num_workers, before, cpu_sides
