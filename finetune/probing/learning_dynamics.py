@@ -85,7 +85,10 @@ def _score_single(config: DynamicsConfig) -> dict[str, Any]:
     encoder, data = open_encoder_and_data(config)
     folder, base = config.output, min(encoder.image_size)
     if folder is None:
-        raise UserError(f"output must be given: {config.checkpoint} has no checkpoints of a run")
+        raise UserError(
+            f"output must be given: {config.checkpoint} has no checkpoints of a run, so its "
+            "encoder alone is scored"
+        )
     config = with_bandwidths(config, base)
     accuracies = _accuracies(config, encoder, data)
     row = {"step": 0, "equivalent_epochs": 0.0, "trained_at": base, "accuracies": accuracies}

@@ -60,7 +60,9 @@ def data_root(config: DataConfig) -> Path:
         raise UserError(f"data.root is needed for data.name {config.source}")
     if not config.root.is_dir():
         advice = ": unpack it, or give its folder" if config.root.is_file() else ""
-        raise UserError(f"data.root {config.root} is not a folder{advice}")
+        # A run records a relative path as it was given, which may have been elsewhere.
+        here = "" if config.root.is_absolute() else f" in {Path.cwd()}"
+        raise UserError(f"data.root {config.root} is not a folder{here}{advice}")
     return config.root
 
 

@@ -133,6 +133,7 @@ def test_a_single_image_is_never_held_out(tmp_path: Path) -> None:
 
 def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
     assert f"{tmp_path / 'no'} is not a folder" in refusal(folder(tmp_path / "no"))
+    assert f"data.root no is not a folder in {Path.cwd()}" in refusal(folder(Path("no")))
     assert "data.root is needed" in refusal(DataConfig(name="folder"))
     (tmp_path / "train").mkdir()
     assert f"no image in {tmp_path / 'train'} " in refusal(folder(tmp_path))
