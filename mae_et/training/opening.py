@@ -15,6 +15,7 @@ from mae_et.config.probe import OnlineProbeConfig
 from mae_et.config.schema import OutputConfig, PretrainConfig
 from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
 from mae_et.data.layout import ROOTED, check_outside
+from mae_et.io.metrics_file import METRICS
 from mae_et.monitoring.figures import short
 from mae_et.runtime.console import is_main, notify, write_line
 from mae_et.training.plan import curriculum_of, make_plan
@@ -36,7 +37,10 @@ class Opening(Generic[Data]):
         check_outside(config.data, folder)
         self.step = max(map(checkpoint_step, list_checkpoints(folder / "checkpoints")), default=0)
         self.finished = (folder / "results.json").exists()
-        state = f"resumes; newest checkpoint: step {self.step:,}" if self.step else "new"
+        trained = (folder / METRICS).exists()  # its checkpoints may have been purged
+        state = "starts again, for there is no checkpoint" if trained else "new"
+        if self.step:
+            state = f"resumes; newest checkpoint: step {self.step:,}"
         if self.finished:
             state = "finished before"
             missing = [name for name in config.outputs if not (folder / name).exists()]

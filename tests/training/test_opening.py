@@ -1,5 +1,7 @@
 """What a run says of itself at its start."""
 
+import shutil
+
 import pytest
 from image_files import encoded, write_shard
 
@@ -39,6 +41,10 @@ def test_block_says_what_a_run_is_before_its_first_step(tiny, capfd) -> None:
     mae_et.pretrain(config, stop_after_step=2)
     head, *_ = capfd.readouterr().err.splitlines()
     assert head.endswith(": resumes; newest checkpoint: step 1")
+    shutil.rmtree(config.output.dir / "checkpoints")
+    mae_et.pretrain(config, stop_after_step=1)
+    head, *_ = capfd.readouterr().err.splitlines()
+    assert head.endswith(": starts again, for there is no checkpoint")
 
 
 def test_a_finished_run_without_its_encoder_says_that_it_writes_it(finished, capfd) -> None:
