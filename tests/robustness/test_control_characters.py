@@ -18,7 +18,7 @@ from mae_et.checkpoints.state_dicts import find_state_dict
 from mae_et.checkpoints.writers.model_card import model_card
 from mae_et.cli.main import main
 from mae_et.monitoring.tables import csv_cell
-from mae_et.runtime.console import notify, printable
+from mae_et.runtime.console import printable
 from slurm.events import record_event
 
 HOSTILE = "a\x1b]0;owned\x07\x1b[2J\r\nmae-et: all is well\u202e\x9b31m"
@@ -120,13 +120,6 @@ def test_model_card_escapes_the_names_of_runs_and_data() -> None:
     card = model_card(weights, about)
     assert "# a\\x1b]0;owned" in card
     assert all(line.isprintable() for line in card.split("\n"))
-
-
-def test_notice_is_escaped(capsys) -> None:
-    notify(f"skipped {HOSTILE}")
-    err = capsys.readouterr().err
-    assert err.endswith("\n")
-    assert err[:-1].isprintable()
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
