@@ -33,7 +33,8 @@ class NetworkConfig:
     """Whether to fetch the backbone's weights from timm's hub."""
     image_size: Size = 224
     """Side of the images in the last stage, in pixels, or [height, width]; bandwidths refer to the
-    shorter side. The size that a checkpoint records replaces the default."""
+    shorter side. The size that a checkpoint records, or timm for model.pretrained, replaces the
+    default."""
     patch_size: int | None = None
     """Side of a patch, in pixels, to resample a checkpoint's ViT to; its own by default."""
     channels: int = 3

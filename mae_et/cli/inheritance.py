@@ -95,7 +95,7 @@ def _by_classifier(command: str, config: ClassifierConfig) -> dict[str, Any]:
     preprocessing = preprocessing_of_start(config.model)
     if preprocessing is not None:
         keys |= {f"data.{key}": value for key, value in preprocessing.data_settings().items()}
-        if backbone is None and preprocessing.image_size is not None:
+        if preprocessing.image_size is not None:
             keys["model.image_size"] = preprocessing.image_size
     return keys
 

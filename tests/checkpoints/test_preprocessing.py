@@ -181,6 +181,17 @@ def test_a_damaged_record_is_refused_in_one_sentence(tmp_path: Path, run: Path) 
             load_weights(tmp_path / "b.pth")
 
 
+def test_a_backbone_inherits_what_timm_records(tmp_path: Path) -> None:
+    published = {"mean": [0.5], "std": [0.25], "crop_pct": 0.9, "input_size": [3, 64, 96]}
+    about = {"architecture": "test_resnet", "pretrained_cfg": published}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    (tmp_path / "model.safetensors").touch()
+    flags = [f"--checkpoint={tmp_path}", "--model.backbone=test_resnet", *ELSEWHERE]
+    config = config_of("finetune", flags)
+    assert config.model.image_size == (64, 96)
+    assert (config.data.mean, config.data.std, config.data.eval_crop) == ((0.5,), (0.25,), 0.9)
+
+
 def test_recipes_keep_their_own_sizes(run: Path) -> None:
     config = load_config(ClassifierConfig, ["finetune/vit_b16"], [f"--model.checkpoint={run}"])
     parsed = config_of("finetune", ["--config=finetune/vit_b16", f"--checkpoint={run}", *ELSEWHERE])
