@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError) and _stdout_is_closed():
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the flush at exit
             return 128 + SIGPIPE
-        say(re.sub(r"^\[Errno \d+\] ", "", str(error)))
+        say(re.sub(r"^\[Errno \d+\] ", "", _sentence(error)))
         return 1
     except (Interrupted, Stopped) as error:
         say(str(error))
@@ -120,7 +120,7 @@ def _sentence(error: Exception) -> str:
     """Return an error's sentence, without the traceback of a loader worker before it."""
     text = str(error).strip()
     if text.startswith("Caught "):
-        text = re.sub(r"^.*\nmae_et\.errors\.\w+: ", "", text, flags=re.DOTALL)
+        text = re.sub(r"^.*\n[\w.]+: ", "", text, flags=re.DOTALL)
     return text
 
 

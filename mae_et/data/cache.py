@@ -172,5 +172,8 @@ class _Writer(Dataset[Tensor]):
                 self.end.value += pixels.nbytes if fits else 0
             entry = entry._replace(offset=offset) if fits else Entry()
             if fits:
-                self.buffer.write(pixels, offset)
+                try:
+                    self.buffer.write(pixels, offset)
+                except OSError:  # beyond the limit on the size of a file (ulimit -f), which counts
+                    entry = Entry()
         return torch.tensor([entry.kind, *entry.shape, entry.label, entry.offset])

@@ -1,6 +1,7 @@
 """Load batches in worker processes, and replay recently loaded images."""
 
 import contextlib
+import shutil
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -17,10 +18,11 @@ from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex, chunks, sam
 from mae_et.data.train_dataset import AugmentedDataset
 from mae_et.errors import RunFailed
 from mae_et.runtime.signals import STOP_SIGNALS
-from mae_et.runtime.system_errors import WORKER_DIED
+from mae_et.runtime.system_errors import NO_SHARED_MEMORY, WORKER_DIED
 
 CPU = torch.device("cpu")
 WORKER_GRACE_SECONDS = 120
+LEAST_SHARED_MEMORY = 2**20
 STALL_SECONDS = 0.01
 """How long to wait for the loader before handing out an already decoded batch."""
 
@@ -121,6 +123,8 @@ def batches_of(loader: DataLoader[AnyBatch]) -> Iterator[Iterator[Any]]:
     After an error, a traceback keeps the iterator alive, and at exit Python would wait for loader
     processes that wait for work.
     """
+    if loader.num_workers:
+        _check_shared_memory()
     batches = iter(loader)
     try:
         yield _whole(batches) if loader.num_workers else batches
@@ -128,6 +132,17 @@ def batches_of(loader: DataLoader[AnyBatch]) -> Iterator[Iterator[Any]]:
         end = getattr(batches, "_shutdown_workers", None)  # absent without workers
         if end is not None:
             end()
+
+
+def _check_shared_memory() -> None:
+    """Raise RunFailed if /dev/shm is full, where PyTorch's start of processes ends in tracebacks.
+
+    Semaphores take a page of it each.
+    """
+    with contextlib.suppress(OSError):  # other systems have no such folder
+        space = shutil.disk_usage("/dev/shm")
+        if space.free < LEAST_SHARED_MEMORY and space.total:  # a total of 0 is no limit
+            raise RunFailed(NO_SHARED_MEMORY)
 
 
 def _whole(batches: Iterator[AnyBatch]) -> Iterator[AnyBatch | None]:

@@ -44,6 +44,10 @@ _NO_SHARED_MEMORY = re.compile(
 )
 # A dead worker; "Caught X in DataLoader worker process" is an error that a live one reports.
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid|Pin memory thread exited")
+NO_SHARED_MEMORY = (
+    "shared memory (/dev/shm) is full: lower efficiency.num_workers or efficiency.micro_batch "
+    "(batch_size for features), or enlarge /dev/shm (docker run --shm-size)"
+)
 WORKER_DIED = (
     "a loader worker died, as happens when memory runs out: lower efficiency.num_workers or "
     "efficiency.micro_batch (batch_size for features)"
@@ -103,11 +107,7 @@ def _explain_runtime_error(error: RuntimeError) -> str | None:
             "(batch_size for features)"
         )
     if _NO_SHARED_MEMORY.search(text):
-        return (
-            "shared memory (/dev/shm) is full: lower efficiency.num_workers or "
-            "efficiency.micro_batch (batch_size for features), or enlarge /dev/shm "
-            "(docker run --shm-size)"
-        )
+        return NO_SHARED_MEMORY
     if _NO_INTERFACE.search(text):
         return (
             "this node has no network interface of the given name: see network_interface of the "

@@ -93,6 +93,18 @@ def test_a_broken_pipe_that_is_not_stdout_s_is_reported(monkeypatch, capsys) -> 
     assert capsys.readouterr().err == "mae-et: Broken pipe\n"
 
 
+def test_a_system_error_in_a_loader_process_is_one_sentence(monkeypatch, capsys) -> None:
+    def fails(_: list[str]) -> None:
+        raise OSError(
+            "Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
+            "last):\n  line 1\nOSError: [Errno 5] Input/output error\n"
+        )
+
+    monkeypatch.setitem(COMMANDS, "plan", fails)
+    assert main(["plan"]) == 1
+    assert capsys.readouterr().err == "mae-et: Input/output error\n"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="forks only on Linux")
 def test_loader_processes_are_forked_whatever_python_s_default() -> None:
     before = multiprocessing.get_start_method()

@@ -1,6 +1,8 @@
 """A cache of decoded images changes no number (`data.cache: ram`)."""
 
+import errno
 import math
+import os
 import pickle
 import tarfile
 from dataclasses import replace
@@ -183,10 +185,27 @@ def test_images_that_do_not_fit_are_read_from_files(
         monkeypatch.setattr(cache, "PROBED", 0)  # nothing is known before
     source, images = cached(DataConfig(root=folder, cache="ram"))
     said = capsys.readouterr().err
-    assert said.count("\n") == 1
+    assert said.count("data.cache ram") == 1
     assert "read from files" in said
     assert (images is source) == (mebibytes == 0)
     last = next(i for i in range(len(source)) if str(source.name(i)).endswith("/7.jpg"))
+    assert np.array_equal(images[last][0], source[last][0])
+
+
+def test_images_beyond_a_limit_on_files_are_read_from_files(folder: Path, monkeypatch) -> None:
+    """`ulimit -f` covers shared memory."""
+    real = SharedBuffer.write
+
+    def write(buffer: SharedBuffer, array: np.ndarray, offset: int) -> None:
+        if offset > 20_000:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        real(buffer, array, offset)
+
+    monkeypatch.setattr(SharedBuffer, "write", write)
+    source, images = cached(DataConfig(root=folder, cache="ram"))
+    assert images.entries[:, 0].any()
+    last = next(i for i in range(len(source)) if str(source.name(i)).endswith("/7.jpg"))
+    assert images.entries[last, 0] == cache.NOT_STORED
     assert np.array_equal(images[last][0], source[last][0])
 
 

@@ -1,5 +1,7 @@
+import shutil
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock, call
 
@@ -117,6 +119,13 @@ def test_a_loader_process_that_dies_while_it_passes_a_batch_is_named(error: Exce
     alive: Any = Dying(ConnectionError("Caught X in DataLoader worker process 0.\nof the data"))
     with batches_of(alive) as batches, pytest.raises(ConnectionError, match="of the data"):
         list(batches)
+
+
+def test_no_processes_start_if_shared_memory_is_full(monkeypatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=2**26, free=4096))
+    loader: Any = Dying(EOFError())
+    with pytest.raises(RunFailed, match=r"\(/dev/shm\) is full"), batches_of(loader):
+        pass
 
 
 class Stalled:
