@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 
-from mae_et.curriculum.plan import Plan, read_plan
+from mae_et.curriculum.plan import read_plan
 from mae_et.errors import UserError, listed
 from mae_et.io.atomic import MACHINE, process_exists
 from mae_et.io.lock import writer_has_ended
@@ -116,7 +116,9 @@ def _status(
 ) -> RunStatus:
     rows = [row for row in _read(run, METRICS) if _is_whole(row)]
     row: Row = rows[-1] if rows else {}
-    plan = _plan(run)
+    plan = None
+    with suppress(UserError):
+        plan = read_plan(run / "plan.json")
     starts = [event for event in events if event["event"] == "started"]
     said = known.get(job) if job else None
     state = _state(run, events, said, rows)
@@ -138,13 +140,6 @@ def _status(
         scores=_scores(run),
         error=_error(run, events, job, state),
     )
-
-
-def _plan(run: Path) -> Plan | None:
-    try:
-        return read_plan(run / "plan.json")
-    except UserError:
-        return None
 
 
 def _read(run: Path, name: str) -> list[Row]:

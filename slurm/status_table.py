@@ -27,7 +27,7 @@ def table(found: Iterable[RunStatus]) -> str:
             each.stage or "-",
             _shown(each.bandwidth),
             _shown(each.loss, ".4f"),
-            _first(each.scores),
+            next((f"{figure_name(k)} {format_figure(k, v)}" for k, v in each.scores.items()), "-"),
             _shown(each.images_per_second, ".0f"),
             "-" if each.eta is None else format_seconds(each.eta),
             str(each.restarts),
@@ -46,10 +46,6 @@ def table(found: Iterable[RunStatus]) -> str:
 
 def _shown(value: float | None, form: str = "") -> str:
     return "-" if value is None else format(value, form)
-
-
-def _first(scores: dict[str, float]) -> str:
-    return next((f"{figure_name(k)} {format_figure(k, v)}" for k, v in scores.items()), "-")
 
 
 def watch(folders: Sequence[Path], seconds: float) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from mae_et.errors import require
 
 Config = TypeVar("Config")
+_types = cache(get_type_hints)
 
 
 def typed(config: Config, kind: type[Config]) -> Config:
@@ -38,8 +39,3 @@ def _fits(value: object, hint: Any) -> bool:
     if kind in {Union, UnionType}:
         return any(_fits(value, each) for each in get_args(hint))
     return isinstance(value, (float, int) if hint is float else kind or hint)
-
-
-@cache
-def _types(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)

@@ -39,10 +39,11 @@ class Mean:
 def read_runs(folders: list[Path], unfinished: Mapping[Path, str]) -> list[ComparedRun]:
     """Read run folders, adding classifiers' accuracies to the run that they started from."""
     folders = list({folder.resolve(): folder for folder in folders}.values())
-    runs = {
-        folder: _read_run(folder, name, unfinished.get(folder, ""))
-        for folder, name in zip(folders, names_of(folders), strict=True)
-    }
+    runs = {}
+    for folder, name in zip(folders, names_of(folders), strict=True):
+        settings = settings_of(folder)
+        figures = figures_of(folder, settings)
+        runs[folder] = ComparedRun(name, settings, figures, unfinished.get(folder, ""))
     others = [
         folder for folder, run in runs.items() if not (run.settings or run.figures or run.state)
     ]
@@ -119,11 +120,6 @@ def varied_keys(settings: list[dict[str, Any]]) -> list[str]:
         for key, value in each.items():
             found.setdefault(key, []).append(value)
     return [key for key, values in sorted(found.items()) if any(v != values[0] for v in values)]
-
-
-def _read_run(folder: Path, name: str, state: str) -> ComparedRun:
-    settings = settings_of(folder)
-    return ComparedRun(name, settings, figures_of(folder, settings), state)
 
 
 def _parent(run: ComparedRun, folders: list[Path]) -> Path | None:
