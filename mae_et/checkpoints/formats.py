@@ -42,11 +42,7 @@ from mae_et.checkpoints.run_config import (
     config_of_run,
     read_classifier_description,
 )
-from mae_et.checkpoints.state_dicts import (
-    Tensors,
-    find_state_dict,
-    tensor_names,
-)
+from mae_et.checkpoints.state_dicts import Tensors, find_state_dict, tensor_names
 from mae_et.checkpoints.store import newest_of_run
 from mae_et.checkpoints.weight_files import read_weight_file, summarise_error
 from mae_et.checkpoints.weights import Weights
@@ -59,9 +55,7 @@ _peeked: dict[tuple[object, ...], Weights] = {}
 def load_weights(path: Path, key: str | None = None) -> Weights:
     """Read a run folder, a Hugging Face folder, a weight file, or a timm model from its hub.
 
-    Args:
-        path: folder, file, or timm's name of the model.
-        key: choice among several sets of weights in a file, such as `teacher`.
+    `key` chooses among several sets of weights in a file, such as `teacher`.
 
     Raises:
         UserError: there is no such checkpoint, it cannot be read without executing code, or it
@@ -82,11 +76,7 @@ def peek_weights(path: Path, key: str | None = None) -> Weights:
 
 
 def weights_of_payload(path: Path, payload: dict[str, Any], key: str | None = None) -> Weights:
-    """Recognise the content of a loaded file.
-
-    Raises:
-        UserError: it does not hold exactly one vision transformer.
-    """
+    """Recognise the content of a loaded file."""
     try:
         return _recognise(path, payload, key)
     except UserError:
@@ -97,11 +87,7 @@ def weights_of_payload(path: Path, payload: dict[str, Any], key: str | None = No
 
 
 def weights_of_classifier(folder: Path, tensors: Tensors) -> Weights:
-    """Recognise the tensors of a classifier's run, and add the records of its `classes.json`.
-
-    Raises:
-        UserError: the tensors are not a plain ViT's, or `classes.json` is damaged.
-    """
+    """Recognise the tensors of a classifier's run, and add the records of its `classes.json`."""
     return with_classifier(_from_mae(folder, tensors), read_classifier_description(folder))
 
 

@@ -31,19 +31,10 @@ _DEEPEST = 4  # levels of nested mappings; no known trainer stores weights deepe
 
 
 def read_state_dict(path: Path, names: Collection[str], key: str | None = None) -> Tensors:
-    """Read the state dict of any network from a file or a folder.
+    """Read the state dict of a network with these parameter names from a file or a folder.
 
-    Args:
-        path: the file, or folder of a classifier's run, of transformers or of accelerate.
-        names: parameter names of the network.
-        key: choice among several state dicts.
-
-    Returns:
-        Tensors under the network's names; all tensors of the file if none of the names is found.
-
-    Raises:
-        UserError: there is no such file, it cannot be read without executing code, or it holds
-            several state dicts.
+    The folder is of a classifier's run, of transformers or of accelerate. All tensors of the file
+    are returned if none of the names is found.
     """
     if not path.exists():
         raise UserError(f"there is no checkpoint {path}")
@@ -57,23 +48,12 @@ def read_state_dict(path: Path, names: Collection[str], key: str | None = None) 
 def find_state_dict(
     path: Path, payload: dict[str, Any], names: Collection[str], key: str | None = None
 ) -> Tensors:
-    """Find the state dict of a network in the content of a training checkpoint.
+    """Find the state dict of a network in the content of a training checkpoint; empty if none is.
 
     Floating-point weights are returned as float32. If a file holds weights and their moving
     average, the average is returned, which is reported on stderr; tensors that it lacks (trainers
-    often average parameters only) come from the weights.
-
-    Args:
-        path: file that the content was read from, for messages.
-        payload: mappings of tensors, nested in any way.
-        names: parameter names of the network, or one that only such a network has.
-        key: choice among several state dicts: a part of the path to one, such as `teacher`.
-
-    Returns:
-        Tensors under the network's names; empty if there are none.
-
-    Raises:
-        UserError: several state dicts match, none has the key, or the weights are quantised.
+    often average parameters only) come from the weights. The only name may be one that no other
+    network has. `key` is a part of the path to one of several state dicts, such as `teacher`.
     """
     found = _candidates(payload, names)
     chosen = [label for label in found if key is None or f".{key}." in f".{label}."]
@@ -103,11 +83,7 @@ def _beside(payload: dict[str, Any], found: dict[str, Tensors], chosen: Tensors)
 
 
 def largest_state_dict(path: Path, payload: dict[str, Any]) -> Tensors:
-    """Return the largest mapping of tensors in a training checkpoint, whatever their names.
-
-    Raises:
-        UserError: the weights are quantised.
-    """
+    """Return the largest mapping of tensors in a training checkpoint, whatever their names."""
     mappings = (tensors for _, tensors in _mappings(payload, ()))
     return as_float32(path, max(mappings, key=len, default={}))
 
@@ -213,14 +189,8 @@ def describe_mismatch(
 ) -> str:
     """Describe how weights differ from a network's: the number of each kind, and up to five names.
 
-    Args:
-        weights: tensors to load, of any shapes.
-        expected: the network's state dict.
-        may_lack: prefixes of names that the weights need not have.
-        may_have: prefixes of names that the network need not have.
-
-    Returns:
-        Missing, unexpected and misshapen tensors, as part of a sentence; empty where all fit.
+    The weights need not have names with the prefixes `may_lack`, nor the network those with
+    `may_have`. Returns a part of a sentence; empty where all fit.
     """
     common = [name for name in expected if name in weights]
     kinds = {
