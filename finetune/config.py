@@ -8,13 +8,7 @@ from finetune.image_size import Size, height_and_width
 from mae_et.config.data import DataConfig
 from mae_et.config.duration import Duration, duration_in_steps
 from mae_et.config.model import Pool
-from mae_et.config.schema import (
-    CropConfig,
-    CurriculumConfig,
-    OptimConfig,
-    OutputConfig,
-    RunConfig,
-)
+from mae_et.config.schema import CropConfig, CurriculumConfig, OptimConfig, OutputConfig, RunConfig
 from mae_et.errors import require, require_in
 
 Probe = Literal["none", "linear", "attentive"]

@@ -16,12 +16,7 @@ import torch
 from torch import Tensor
 
 from finetune.embedding.images import FeatureImages, Part, error_of, name_of, open_parts
-from finetune.embedding.output import (
-    description_of,
-    is_finished,
-    partial_folder,
-    settings_of,
-)
+from finetune.embedding.output import description_of, is_finished, partial_folder, settings_of
 from finetune.embedding.projector import show_in_projector
 from finetune.embedding.rows import FeatureRows
 from finetune.embedding.tables import check_parquet, rows_of, write_csv, write_parquet

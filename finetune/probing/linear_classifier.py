@@ -16,12 +16,7 @@ from torch import Tensor
 
 from mae_et.checkpoints.layouts.mae import PROBE_EPSILON
 from mae_et.monitoring.progress import Progress
-from mae_et.probing.labelled import (
-    at_least_float32,
-    check_features,
-    check_splits,
-    scale_of,
-)
+from mae_et.probing.labelled import at_least_float32, check_features, check_splits, scale_of
 from mae_et.runtime.console import notify
 
 LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)

@@ -10,13 +10,7 @@ import torch
 from torch import nn
 
 from finetune.config import ClassifierConfig
-from finetune.image_size import (
-    Size,
-    check_tiles,
-    format_size,
-    height_and_width,
-    size_at_bandwidth,
-)
+from finetune.image_size import Size, check_tiles, format_size, height_and_width, size_at_bandwidth
 from mae_et.curriculum.flops import training_flops
 from mae_et.curriculum.plan import Plan
 from mae_et.curriculum.schedule import Curriculum

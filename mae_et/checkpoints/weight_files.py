@@ -15,12 +15,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from mae_et.checkpoints.checksums import (
-    Damaged,
-    check_archive,
-    check_safetensors,
-    is_cut_short,
-)
+from mae_et.checkpoints.checksums import Damaged, check_archive, check_safetensors, is_cut_short
 from mae_et.errors import UserError, listed, one_line
 
 # Entries (JSON) of a safetensors file's metadata, and of a torch archive beside its weights.

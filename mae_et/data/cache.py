@@ -20,14 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mae_et.config.schema import RunConfig
-from mae_et.data.cached_dataset import (
-    ARRAY,
-    FLOAT_ARRAY,
-    IMAGE,
-    NOT_STORED,
-    CachedDataset,
-    Entry,
-)
+from mae_et.data.cached_dataset import ARRAY, FLOAT_ARRAY, IMAGE, NOT_STORED, CachedDataset, Entry
 from mae_et.data.cores import worker_count
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.loader import batches_of, data_loader

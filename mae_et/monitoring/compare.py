@@ -11,13 +11,7 @@ from mae_et.errors import UserError
 from mae_et.io.atomic import refuse_unwritable, write_text_atomically
 from mae_et.io.metrics_file import is_plausible
 from mae_et.io.plain_files import check_replaceable
-from mae_et.monitoring.compared_runs import (
-    ComparedRun,
-    Mean,
-    read_runs,
-    seed_means,
-    varied_keys,
-)
+from mae_et.monitoring.compared_runs import ComparedRun, Mean, read_runs, seed_means, varied_keys
 from mae_et.monitoring.figures import PERCENTAGES, figure_name, format_seconds, ordered_figures
 from mae_et.monitoring.tables import csv_table, latex_table, markdown_table
 

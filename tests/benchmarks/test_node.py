@@ -18,13 +18,7 @@ from mae_et.benchmarks.node import passes_of, summary
 from mae_et.benchmarks.node_exchange import all_reduce_speed
 from mae_et.benchmarks.node_loading import GPU_DECODES
 from mae_et.benchmarks.node_tables import node_tables
-from mae_et.benchmarks.node_training import (
-    SLACK,
-    mark_noise,
-    micro_batches,
-    step_beside,
-    timed,
-)
+from mae_et.benchmarks.node_training import SLACK, mark_noise, micro_batches, step_beside, timed
 
 from mae_et.cli.main import main
 from mae_et.config.files import load_config

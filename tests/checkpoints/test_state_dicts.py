@@ -10,11 +10,7 @@ from tiny_run import GOLDEN
 
 from mae_et import UserError, load_pretrained
 from mae_et.checkpoints.formats import load_weights, weights_of_payload
-from mae_et.checkpoints.state_dicts import (
-    describe_mismatch,
-    find_state_dict,
-    largest_state_dict,
-)
+from mae_et.checkpoints.state_dicts import describe_mismatch, find_state_dict, largest_state_dict
 from mae_et.checkpoints.weight_files import read_weight_file
 
 

@@ -7,15 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mae_et.monitoring.figures import short
-from mae_et.monitoring.report.charts import (
-    FRAME,
-    Band,
-    Curve,
-    chart,
-    thinned,
-    tick_label,
-    ticks,
-)
+from mae_et.monitoring.report.charts import FRAME, Band, Curve, chart, thinned, tick_label, ticks
 
 NUMBERS = st.floats(-1e12, 1e12)
 

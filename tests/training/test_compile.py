@@ -14,11 +14,7 @@ from mae_et import Curriculum, Stage, mask_from_noise
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.efficiency import compile as compiling
-from mae_et.training.efficiency.compile import (
-    compile_network,
-    report_compilation,
-    should_compile,
-)
+from mae_et.training.efficiency.compile import compile_network, report_compilation, should_compile
 from mae_et.training.efficiency.fsdp import shard
 from mae_et.training.periodic import do_work
 

@@ -9,13 +9,7 @@ from finetune.config import ClassifierOptimConfig
 from mae_et import UserError
 from mae_et.config.schema import OptimConfig
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.training.optim import (
-    build_optimizer,
-    lr_at,
-    peak_scale,
-    set_schedule,
-    weight_decay_at,
-)
+from mae_et.training.optim import build_optimizer, lr_at, peak_scale, set_schedule, weight_decay_at
 
 RECIPE = OptimConfig()
 
