@@ -37,7 +37,8 @@ class Opening(Generic[Data]):
         check_outside(config.data, folder)
         self.step = max(map(checkpoint_step, list_checkpoints(folder / "checkpoints")), default=0)
         self.finished = (folder / "results.json").exists()
-        trained = (folder / METRICS).exists()  # its checkpoints may have been purged
+        rows = folder / METRICS  # without a checkpoint where old files were purged
+        trained = rows.is_file() and rows.stat().st_size > 0
         state = "starts again, for there is no checkpoint" if trained else "new"
         if self.step:
             state = f"resumes; newest checkpoint: step {self.step:,}"

@@ -119,6 +119,12 @@ def test_links_and_images_exist() -> None:
             assert ((ROOT / page).parent / target).exists(), target
 
 
+def test_lines_of_prose_fit_in_120_characters() -> None:
+    for page in PAGES:
+        prose = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+        assert not [line for line in prose.splitlines() if len(line) > 120 and line[0] != "|"], page
+
+
 def test_files_named_in_the_pages_exist() -> None:
     rooms = "mae_et|finetune|slurm|tests|benchmarks|configs|examples"
     for page in (*PAGES, "benchmarks/RESULTS.md", "benchmarks/SEARCH.md"):
