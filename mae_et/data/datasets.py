@@ -90,9 +90,18 @@ def open_dataset(
     else:
         dataset = open_hugging_face(config, split, channels)
     check_range(dataset, config)
-    if alike := names_alike(dataset.classes):
-        notify(f"classes of {config.root or kind} have {ALIKE}: {listed(alike)}")
+    _report_classes(dataset, f"{split} split of {config.root or kind}")
     return dataset
+
+
+def _report_classes(dataset: DecodedDataset, where: str) -> None:
+    names, labels = dataset.classes, dataset.labels
+    if alike := names_alike(names):
+        notify(f"{where}: classes have {ALIKE}: {listed(alike)}")
+    absent = [] if labels is None else np.setdiff1d(np.arange(len(names)), labels).tolist()
+    if absent:
+        some = listed([names[number] for number in absent], 3)
+        notify(f"{where}: no image of {len(absent)} of {len(names)} classes ({some})")
 
 
 def count_unlabelled(dataset: ImageDataset) -> int:

@@ -107,9 +107,9 @@ def test_keys_with_dots_are_samples_of_their_own(tmp_path: Path) -> None:
 
 
 def test_side_images_of_a_sample_are_counted_not_read(tmp_path: Path, capsys) -> None:
-    files = sample("a", 1, cls=b"1") | {"a.mask.png": encoded(9), "a.depth.png": encoded(8)}
+    files = sample("a", 1, cls=b"0") | {"a.mask.png": encoded(9), "a.depth.png": encoded(8)}
     write_shard(tmp_path / "0.tar", files | sample("b", 2, txt=b"a caption"))
-    assert values(open_dataset(shards(tmp_path), "train")) == [(1, 1), (2, -1)]
+    assert values(open_dataset(shards(tmp_path), "train")) == [(1, 0), (2, -1)]
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
         f"mae-et: train split of {tmp_path}: 2 images in 1 shards; 1 without a label; "
@@ -150,6 +150,13 @@ def test_labels_may_be_names(tmp_path: Path, extension: str, labels: list[bytes]
 def test_labels_are_read_from_json(tmp_path: Path, content: bytes, label: int) -> None:
     write_shard(tmp_path / "0.tar", sample("a", 5, json=content))
     assert values(open_dataset(shards(tmp_path), "train")) == [(5, label)]
+
+
+def test_classes_without_images_are_reported(tmp_path: Path, capsys) -> None:
+    """As of numbers that start at 1, or of 255 for images to ignore."""
+    write_shard(tmp_path / "0.tar", sample("a", 1, cls=b"1") | sample("b", 2, cls=b"5"))
+    assert len(open_dataset(shards(tmp_path), "train").classes) == 6
+    assert "no image of 4 of 6 classes (0, 2, 3, ...)" in capsys.readouterr().err
 
 
 def test_a_cls_file_precedes_json(tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def test_a_split_of_other_classes_is_encoded_without_labels(place, tmp_path, cap
     (tmp_path / "data/val/dog").rename(tmp_path / "data/val/Dog")
     train, val = open_parts(DataConfig(root=tmp_path / "data"), "all", 3)
     assert (len(train.source), len(val.source)) == (8, 3)
-    assert "lacks: Dog; its images are written without labels" in capsys.readouterr().err
+    assert " Dog, dog); its images are written without labels" in capsys.readouterr().err
     images = FeatureImages([train, val], DataConfig(), 32, 3)
     assert [images[i][1] for i in range(11)] == [train.source[i][1] for i in range(8)] + [-1] * 3
     assert all(name.startswith("val/") for name in val.names(DataConfig(root=tmp_path / "data")))
