@@ -30,11 +30,6 @@ class GpuSpeed:
             if not numbers or not all(0 < number < math.inf for number in numbers):
                 raise UserError(f"--throughput must be positive images/s, got {self.passes}")
 
-    @property
-    def depends_on_images(self) -> bool:
-        """Whether the images of a step matter."""
-        return self.exchange is not None or any(len(sizes) > 1 for sizes in self.passes.values())
-
     def trained(self, images: int) -> dict[int, float]:
         """Return the images/s of training alone by bandwidth, for steps of `images`."""
         return {b: speed_of_step(measured, images) for b, measured in self.passes.items()}

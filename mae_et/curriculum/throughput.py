@@ -85,7 +85,7 @@ def _among(
     }
     if speed.decoded:
         given["decoded_images_per_second"] = {str(b): s for b, s in speed.decoded.items()}
-    if speed.depends_on_images:
+    if speed.exchange is not None or any(len(sizes) > 1 for sizes in speed.passes.values()):
         given["images_per_gpu_and_step"] = images
     return {
         "given": given,

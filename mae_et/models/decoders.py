@@ -164,21 +164,15 @@ class CrossBlock(nn.Module):
 
     def forward(self, queries: Tensor, context: Tensor) -> Tensor:
         """[B M W], [B 1+V W] -> [B M W]."""
+        query = rearrange(self.query(self.norm1(queries)), "b m (h d) -> b h m d", h=self.heads)
         key_value = self.key_value(self.norm_context(context))
-        attended = attend(self.query(self.norm1(queries)), key_value, self.heads)
-        queries = queries + self.proj(attended)
+        key, value = rearrange(key_value, "b n (two h d) -> two b h n d", two=2, h=self.heads)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        queries = queries + self.proj(rearrange(attended, "b h m d -> b m (h d)"))
         return queries + self.mlp(self.norm2(queries))
 
 
 DECODERS: dict[Attention, type[Decoder]] = {"self": SelfDecoder, "cross": CrossDecoder}
-
-
-def attend(query: Tensor, key_value: Tensor, heads: int) -> Tensor:
-    """Scaled dot-product attention of queries [B M W] to keys and values [B N 2W] -> [B M W]."""
-    query = rearrange(query, "b m (h d) -> b h m d", h=heads)
-    key, value = rearrange(key_value, "b n (two h d) -> two b h n d", two=2, h=heads)
-    attended = F.scaled_dot_product_attention(query, key, value)
-    return rearrange(attended, "b h m d -> b m (h d)")
 
 
 def gather(tokens: Tensor, indices: Tensor) -> Tensor:

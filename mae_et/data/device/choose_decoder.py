@@ -1,18 +1,17 @@
 """Choose who makes the views of images: the GPU (and by which library) or loader processes."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mae_et.config.efficiency import DecodePlace
 from mae_et.data.cached_dataset import CachedDataset
 from mae_et.data.device.decode_ahead import DeviceDecoder
 from mae_et.data.device.decoder_trial import try_decoder
-from mae_et.data.device.self_checks import Decode, checked_decode, fastest_resize
+from mae_et.data.device.self_checks import Decode, checked_decode, encode_jpeg, fastest_resize
 from mae_et.data.images.decoding import DecodedDataset
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.errors import UserError, one_line
@@ -181,9 +180,7 @@ def _find_decoder(device: torch.device, preferred: str | None = None) -> tuple[D
 
     The preferred one is tried first. The name includes why earlier ones failed.
     """
-    file = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(file, "jpeg")
-    jpeg = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+    jpeg = encode_jpeg(np.zeros((16, 16, 3), np.uint8))
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # decoders write to memory in use: see `decode_ahead`
     faults = []

@@ -26,7 +26,9 @@ def checked_decode(decode: Decode, device: torch.device) -> tuple[Decode, str]:
     previous one. It does wait at the end of each call: images decoded one per call are right.
     """
     noise = np.random.default_rng(0)
-    contents = [_jpeg(noise.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)) for _ in range(IMAGES)]
+    contents = [
+        encode_jpeg(noise.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)) for _ in range(IMAGES)
+    ]
 
     def one_by_one(contents: list[Tensor], device: torch.device) -> list[Tensor]:
         return [image for content in contents for image in decode([content], device)]
@@ -42,7 +44,8 @@ def checked_decode(decode: Decode, device: torch.device) -> tuple[Decode, str]:
     return decode, ""
 
 
-def _jpeg(pixels: np.ndarray) -> Tensor:
+def encode_jpeg(pixels: np.ndarray) -> Tensor:
+    """Encode an image, uint8 [H W 3], as a JPEG, uint8 [bytes]."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "jpeg")
     return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)

@@ -71,7 +71,10 @@ def cached_listing(config: DataConfig, folder: Path, extensions: tuple[str, ...]
     key = hashlib.sha256(f"{folder.resolve()}\0{extensions}".encode()).hexdigest()[:16]
     path = config.listing / f"{key}.npy"
     if path.is_file():
-        names = _read_listing(path)
+        try:
+            names = _check_names(read_array(path))
+        except (OSError, ValueError) as error:
+            raise UserError(f"the listing {path} is damaged ({error}): delete it") from None
         when = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
         notify(f"{folder}: {len(names)} files as listed at {when} (delete {path} to list anew)")
         return Listing(names, Counter())
@@ -80,13 +83,6 @@ def cached_listing(config: DataConfig, folder: Path, extensions: tuple[str, ...]
     array = np.array([os.fsencode(name) for name in listing.names], dtype=np.bytes_)
     write_atomically(path, lambda temporary: write_array(temporary, array))
     return listing
-
-
-def _read_listing(path: Path) -> list[str]:
-    try:
-        return _check_names(read_array(path))
-    except (OSError, ValueError) as error:
-        raise UserError(f"the listing {path} is damaged ({error}): delete it") from None
 
 
 def _check_names(array: np.ndarray) -> list[str]:
