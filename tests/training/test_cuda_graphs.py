@@ -291,26 +291,14 @@ def test_passes_are_replayed_where_each_does_the_same_work_on_a_gpu() -> None:
         should_replay(required, GPU, static=False)
 
 
-class FakeEvent:
-    """An event of a device that takes 3 ms from one event to the next."""
-
-    count = 0
-
-    def __init__(self) -> None:
-        FakeEvent.count += 1
-        self.milliseconds = 3.0 * FakeEvent.count
-
-    def elapsed_time(self, later: "FakeEvent") -> float:
-        """Return milliseconds."""
-        return later.milliseconds - self.milliseconds
-
-
 def test_a_gpu_waits_for_data_while_it_is_idle(monkeypatch) -> None:
     """Between what was queued before the wait and what is queued after it, not while it works."""
     window = MetricsWindow(torch.device("cpu"))
     assert list(window.timed(iter([1, 2]))) == [1, 2]
     assert window._waited() == window.waited > 0
     window = MetricsWindow(torch.device("cpu"))
-    monkeypatch.setattr(window, "_event", FakeEvent)
+    # From one event to the next, 3 ms.
+    event = SimpleNamespace(elapsed_time=lambda _: 3.0)
+    monkeypatch.setattr(window, "_event", lambda: event)
     assert list(window.timed(iter([1, 2]))) == [1, 2]
     assert window._waited() == pytest.approx(2 * 0.003)

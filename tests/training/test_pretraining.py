@@ -110,22 +110,6 @@ def test_half_precision_trains_to_about_the_same_loss(
     assert half != full
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("flags", "tolerance"),
-    [
-        ([], 1e-4),
-        (["--model.target=hog", "--efficiency.precision=bf16"], 0.02),
-        (["--efficiency.gradient_checkpointing=true"], 1e-4),
-    ],
-)
-def test_a_compiled_model_gives_the_same_losses(tiny, flags: list[str], tolerance: float) -> None:
-    base = str(tiny().output.dir)
-    eager = losses(pretrain(tiny(f"--output.dir={base}-eager", *flags)))
-    compiled = losses(pretrain(tiny("--efficiency.compile=true", *flags)))
-    assert compiled == pytest.approx(eager, rel=tolerance)
-
-
 def test_the_resize_method_trains_on_other_pixels(tiny, trained) -> None:
     fourier = losses(trained)
     resized = losses(pretrain(tiny("--crop.method=resize")))
