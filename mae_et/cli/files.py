@@ -17,6 +17,8 @@ from mae_et.config.commands import (
     ReconstructConfig,
     ReportConfig,
 )
+from mae_et.config.words import expand_path
+from mae_et.errors import UserError
 
 
 def _preview_config(name: str, arguments: Arguments) -> PreviewConfig | FeatureMapConfig:
@@ -26,7 +28,10 @@ def _preview_config(name: str, arguments: Arguments) -> PreviewConfig | FeatureM
         words = [checkpoint, *arguments[1:]] if equals else arguments[1:]
         return config_over_data_of("preview --features", words)
     if first and not first.startswith("-"):  # the folder of a run
-        arguments = [f"--config={Path(arguments[0]) / 'config.yaml'}", *arguments[1:]]
+        recorded = expand_path(Path(arguments[0]), "run") / "config.yaml"
+        if not recorded.is_file():
+            raise UserError(f"{recorded.parent} is not a run folder")
+        arguments = [f"--config={recorded}", *arguments[1:]]
     return config_of(name, arguments)
 
 

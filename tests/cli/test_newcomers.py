@@ -181,7 +181,8 @@ def test_a_run_folder_as_the_first_word_resumes_its_run(place: Path, capsys) -> 
     resumed = config_of("pretrain", [str(moved), "--seed=3"])
     assert resumed == replace(config, output=replace(config.output, dir=moved), seed=3)
     assert "is a config of mae-et pretrain" in refusal(capsys, "supervised", str(moved))
-    assert f"{empty} is not a run folder" in refusal(capsys, "pretrain", str(empty))
+    for command in ("pretrain", "preview"):
+        assert f"{empty} is not a run folder" in refusal(capsys, command, str(empty))
 
 
 def test_switches_need_no_value_and_runs_no_flag(place: Path, capsys) -> None:
