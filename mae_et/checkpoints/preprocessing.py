@@ -63,11 +63,21 @@ class Preprocessing:
 
     @classmethod
     def of_timm_model(cls, name: str) -> "Preprocessing | None":
-        """Return the preprocessing that timm publishes for a model; None without statistics."""
-        import timm  # here: run folders are read before PyTorch is loaded
+        """Return the preprocessing of a model's weights in timm; None without statistics.
 
-        published = timm.get_pretrained_cfg(name)
-        return cls.of_timm(published.to_dict()) if published else None
+        Names with a scheme (`hf-hub:`, `local-dir:`) are those of a hub's or a folder's config.
+        """
+        import timm  # here: run folders are read before PyTorch is loaded
+        import torch
+
+        if ":" not in name:
+            published = timm.get_pretrained_cfg(name)
+            return cls.of_timm(published.to_dict()) if published else None
+        try:  # of a hub or a folder
+            with torch.device("meta"):
+                return cls.of_timm(timm.create_model(name).pretrained_cfg, name)
+        except Exception:  # building the network reports it
+            return None
 
     @classmethod
     def of_hugging_face(cls, about: dict[str, Any], path: object) -> "Preprocessing | None":

@@ -72,7 +72,8 @@ def _by_classifier(command: str, config: ClassifierConfig) -> dict[str, Any]:
         keys["output.dir"] = str(inherited)
         folder = inherited if folder == ClassifierOutputConfig.dir else folder
     before = folder / "config.yaml"
-    if start is not None and not start.exists() and before.is_file():
+    hub = start is None and ":" in (backbone or "")  # which may be unreachable
+    if (hub or (start is not None and not start.exists())) and before.is_file():
         return keys | _inherited_before(before)
     if start is None and not config.model.pretrained:
         return keys

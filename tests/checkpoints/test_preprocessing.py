@@ -192,6 +192,19 @@ def test_a_backbone_inherits_what_timm_records(tmp_path: Path) -> None:
     assert (config.data.mean, config.data.std, config.data.eval_crop) == ((0.5,), (0.25,), 0.9)
 
 
+def test_a_hub_s_backbone_inherits_its_config_which_a_resumed_run_keeps(tmp_path: Path) -> None:
+    published = {"mean": [0.5], "std": [0.25], "input_size": [3, 64, 64]}
+    about = {"architecture": "test_resnet", "pretrained_cfg": published}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    flags = [f"--model.backbone=local-dir:{tmp_path}", "--model.pretrained=true", *ELSEWHERE]
+    config = config_of("supervised", [*flags, f"--output.dir={tmp_path}"])
+    assert (config.model.image_size, config.data.mean) == (64, (0.5,))
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert config_of("supervised", [*flags, f"--output.dir={tmp_path}"]) == config
+    assert config_of("supervised", flags).data.mean == DataConfig.mean
+
+
 def test_recipes_keep_their_own_sizes(run: Path) -> None:
     config = load_config(ClassifierConfig, ["finetune/vit_b16"], [f"--model.checkpoint={run}"])
     parsed = config_of("finetune", ["--config=finetune/vit_b16", f"--checkpoint={run}", *ELSEWHERE])
