@@ -1,15 +1,20 @@
 """Copies of a training state: what torch.save writes of them, and the memory they take."""
 
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from timm.models.vision_transformer import Block
 from torch import nn
 from train_state import state
 
-from mae_et.training import host_copy
+from mae_et.runtime.distributed import DistributedContext
+from mae_et.training import checkpoint_writer, host_copy
+from mae_et.training.efficiency.fsdp import shard
 from mae_et.training.host_copy import HostCopy
+from mae_et.training.state import TrainState
 
 
 def saved(content: Any) -> bytes:
@@ -55,6 +60,25 @@ def test_only_the_named_storages_are_copied() -> None:
     copied = HostCopy().take({"own": own, "gathered": gathered}, {own.data_ptr()})
     assert copied["own"].data_ptr() != own.data_ptr()
     assert copied["gathered"].data_ptr() == gathered.data_ptr()
+
+
+def test_training_changes_nothing_of_the_copy_of_a_sharded_state(alone_in_a_group) -> None:
+    """Gathered tensors are new, or copied where they are the run's own, as its step counts are."""
+    model = nn.Sequential(nn.Linear(8, 8), Block(8, 2))
+    shard(model, DistributedContext(0, 1, torch.device("cpu")))
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def train() -> None:
+        model(torch.ones(2, 3, 8)).square().mean().backward()
+        optimizer.step()
+
+    train()
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    run: Any = SimpleNamespace(state=TrainState(model, optimizer, scaler, 1, sharded=True))
+    copied = HostCopy().take(run.state.to_dict(), set(checkpoint_writer._addresses(run)))
+    before = saved(copied)
+    train()
+    assert saved(copied) == before
 
 
 def test_without_room_for_a_copy_there_is_none_and_one_line(monkeypatch, capsys) -> None:
