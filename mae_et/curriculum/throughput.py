@@ -29,13 +29,8 @@ def throughput_model(
 ) -> dict[str, Any]:
     """Return a plan's hours for each number of GPUs, and the loader cores it needs.
 
-    Args:
-        plan: the plan.
-        speed: measured speeds of one GPU.
-        gpus: numbers of GPUs.
-        loader: measured images/s of one loader core, by bandwidth.
-        cores_per_gpu: loader cores per GPU; the slower of GPU and loader limits each stage.
-        replay: how often a loaded image is used, by bandwidth (`data.replay`).
+    Given the images/s of one loader core by bandwidth (`loader`) and the loader cores of a GPU, the
+    slower of GPU and loader limits each stage. Each image is used as often as `data.replay` says.
 
     Returns:
         JSON-serialisable types: `given`, `loading` by bandwidth, `totals` by number of GPUs. All

@@ -41,21 +41,12 @@ def build_run(
     fit_by_default: bool = False,
     static: bool = False,
 ) -> Run:
-    """Build a run around a model, new or restored from a checkpoint.
+    """Build a run around a model on the CPU, new or restored from a checkpoint.
 
-    Args:
-        config: the run's config.
-        plan: its plan.
-        world: its ranks.
-        model: new model, on the CPU.
-        optimizer_of: builds the optimizer of a model.
-        dry_pass: runs forward and backward on a number of black images at a stage, to measure
-            memory (`efficiency.micro_batch: auto`).
-        saved: checkpoint to restore.
-        ema_decay: decay of a moving average of the weights; none by default.
-        multiple: number by which fitted micro-batches must be divisible.
-        fit_by_default: on a GPU, fit micro-batches unless the config gives a size.
-        static: whether every pass does the same work, so that CUDA graphs can replay it.
+    To measure the memory of a pass (`efficiency.micro_batch: auto`), `dry_pass` runs forward and
+    backward on a number of black images at a stage. With `fit_by_default`, micro-batches on a GPU
+    are fitted unless the config gives a size; fitted ones are divisible by `multiple`. If passes
+    are `static`, all doing the same work, CUDA graphs can replay them.
     """
     check_same_start(model if saved is None else None, plan, world)
     efficiency = config.efficiency

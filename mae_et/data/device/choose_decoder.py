@@ -38,19 +38,9 @@ def choose_decoder(
 
     On a GPU, `auto` tries both ways (`decoder_trial`) at each image side, and chooses the GPU if
     its views are right and it is faster on every rank. Pixels differ by rounding, so a resumed run
-    keeps its device and library, even if another is faster. Every rank must call this.
-
-    Args:
-        requested: see `EfficiencyConfig.decode`.
-        dataset: augmented dataset.
-        world: ranks.
-        num_workers: loader processes per rank.
-        before: what the run has decoded with so far: `cpu` or a library (`gpu`: either library);
-            None for a new run.
-        cpu_sides: sides at which the CPU has decoded instead.
-
-    Raises:
-        UserError: the GPU is requested but cannot decode for this run.
+    keeps its device and library, even if another is faster: `before` is `cpu` or a library (`gpu`:
+    either library), or None for a new run, and `cpu_sides` are the sides at which the CPU has
+    decoded instead. Every rank must call this.
     """
     decoder, reasons = None, []
     # Without a choice, `auto` prints nothing. Ranks differ where only some have images in memory.

@@ -62,15 +62,11 @@ class Decoded(NamedTuple):
 
 
 class DeviceDecoder:
-    """Turn packed micro-batches into batches on a device.
+    """Turn packed micro-batches into batches on a device; a CPU runs the same code, for tests.
 
-    Args:
-        device: device to decode on. A CPU runs the same code, for tests.
-        sides: side of the images of each stage, in pixels.
-        decode: the library's decoder; None if contents are pixels (`data.cache`).
-        resize: function that crops, resizes and flips.
-        library: name of the library, recorded in checkpoints.
-        cpu_sides: sides at which loader processes decode instead, because they are faster.
+    The images of each stage have a side in `sides`. Contents are decoded by `decode`, or are pixels
+    without it (`data.cache`), and cropped, resized and flipped by `resize`. At `cpu_sides`, loader
+    processes decode instead, because they are faster.
     """
 
     def __init__(
