@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,8 +123,9 @@ def test_positions_of_an_unrecorded_grid_are_used_unchanged_or_refused(tmp_path)
 
 def test_area_costs_the_pixels_that_are_shown() -> None:
     config = ClassifierConfig(model=NetworkConfig(backbone="test_vit", image_size=(96, 128)))
-    patch = SimpleNamespace(feat_ratio=lambda: 16)
-    assert image_cost(config, SimpleNamespace(patch_embed=patch))(48) == 48 * 64
+    with torch.device("meta"):
+        network = timm.create_model("test_vit")
+    assert image_cost(config, network)(48) == 48 * 64
 
 
 def test_flops_of_a_network_that_pools_by_attention_are_counted() -> None:
