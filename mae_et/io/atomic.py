@@ -67,7 +67,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             error.filename = str(path)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is gone, or the folder is read-only: the error above has more
+            temporary.unlink()
     _flush_folder(path.parent)
 
 

@@ -88,6 +88,17 @@ def test_a_failed_flush_names_the_file_and_a_folder_need_not_be_flushed(
     assert path.read_text() == "new"
 
 
+def test_a_folder_that_became_a_file_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "a.json"
+
+    def replace(temporary: Path) -> None:
+        path.parent.rename(tmp_path / "moved")
+        path.parent.touch()
+
+    with pytest.raises(NotADirectoryError, match=r"'/.*/a\.json'"):
+        write_atomically(path, replace)
+
+
 def _fail(temporary: Path) -> None:
     temporary.write_text("half")
     raise OSError("the disk is full")
