@@ -23,7 +23,7 @@ from mae_et.config.schema import RunConfig
 from mae_et.data.cached_dataset import ARRAY, FLOAT_ARRAY, IMAGE, NOT_STORED, CachedDataset, Entry
 from mae_et.data.cores import worker_count
 from mae_et.data.datasets import ImageDataset
-from mae_et.data.loader import batches_of, data_loader
+from mae_et.data.loader import batches_of, check_shared_memory, data_loader
 from mae_et.data.shared_buffer import SharedBuffer
 from mae_et.runtime import distributed
 from mae_et.runtime.console import say
@@ -148,6 +148,7 @@ class _Writer(Dataset[Tensor]):
     def __init__(self, source: ImageDataset, limit: int):
         self.source, self.limit = source, limit
         self.buffer = SharedBuffer.create()
+        check_shared_memory()
         self.end = multiprocessing.Value("q", len(source) * COLUMNS * 8)
         """Bytes of the buffer in use."""
 

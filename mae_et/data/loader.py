@@ -4,9 +4,11 @@ import contextlib
 import shutil
 import signal
 from collections.abc import Iterator
+from multiprocessing.queues import Queue
 from typing import Any
 
 import torch
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset
 
 from mae_et.data.bad_images import BadImages, WithSubstitutes
@@ -109,7 +111,7 @@ def data_loader(dataset: Dataset[Any], num_workers: int, **options: Any) -> Data
         dataset,
         collate_fn=getattr(dataset, "collate", collate),
         num_workers=num_workers,
-        worker_init_fn=_ignore_stop_signals,
+        worker_init_fn=_start_worker,
         **options,
     )
 
@@ -124,7 +126,7 @@ def batches_of(loader: DataLoader[AnyBatch]) -> Iterator[Iterator[Any]]:
     processes that wait for work.
     """
     if loader.num_workers:
-        _check_shared_memory()
+        check_shared_memory()
     batches = iter(loader)
     try:
         yield _whole(batches) if loader.num_workers else batches
@@ -134,8 +136,8 @@ def batches_of(loader: DataLoader[AnyBatch]) -> Iterator[Iterator[Any]]:
             end()
 
 
-def _check_shared_memory() -> None:
-    """Raise RunFailed if /dev/shm is full, where PyTorch's start of processes ends in tracebacks.
+def check_shared_memory() -> None:
+    """Raise RunFailed if /dev/shm is full, where loader processes would start with tracebacks.
 
     Semaphores take a page of it each.
     """
@@ -171,8 +173,10 @@ def _whole(batches: Iterator[AnyBatch]) -> Iterator[AnyBatch | None]:
         yield batch
 
 
-def _ignore_stop_signals(worker: int) -> None:
-    """Ignore stop signals in a loader process; the training process decides.
+def _start_worker(worker: int) -> None:
+    """Ignore stop signals in a loader process, and report batches that cannot be passed on.
+
+    The training process decides when to stop.
 
     Launchers signal the whole group, and a loader process that dies of it would end the run before
     it can save. After SIGTERM the process ends after a grace period, in case nobody else ends it.
@@ -180,3 +184,15 @@ def _ignore_stop_signals(worker: int) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_SECONDS))
+    Queue._on_queue_feeder_error = _pass_on_error  # type: ignore[attr-defined]
+
+
+def _pass_on_error(queue: Any, error: Exception, batch: tuple[int, Any]) -> None:
+    """Pass on an error at which a batch was lost (a full /dev/shm) in its place.
+
+    Python's queues only print it, and the training process would wait for the batch.
+    """
+    wrapped = ExceptionWrapper(
+        (type(error), error, error.__traceback__), "in DataLoader worker process"
+    )
+    queue.put((batch[0], wrapped))

@@ -121,6 +121,24 @@ def test_a_loader_process_that_dies_while_it_passes_a_batch_is_named(error: Exce
         list(batches)
 
 
+class Unsendable(torch.utils.data.Dataset):
+    """Images that no process can pass on, as where /dev/shm is full."""
+
+    collate = staticmethod(lambda _: threading.Lock())
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def test_a_batch_that_cannot_be_passed_on_is_an_error_and_not_waited_for() -> None:
+    loader = data_loader(Unsendable(), 1, batch_size=1, timeout=20)
+    with batches_of(loader) as batches, pytest.raises(TypeError, match="cannot pickle"):
+        next(batches)
+
+
 def test_no_processes_start_if_shared_memory_is_full(monkeypatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=2**26, free=4096))
     loader: Any = Dying(EOFError())
