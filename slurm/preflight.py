@@ -43,16 +43,20 @@ _COUNTED: dict[str, int | None] = {}
 
 
 def check_root(data: DataConfig) -> None:
-    """Refuse unknown data, or data without a required data.root; warn if this machine lacks it."""
+    """Refuse unknown data, or data without a required data.root; warn if this machine lacks it.
+
+    Jobs start in the current folder, so a relative data.root is there or wrong.
+    """
     check_source(data)
-    if data.root is None or data.root.is_file():
+    root = data.root
+    if root is None or root.is_file() or not (root.is_absolute() or root.exists()):
         if data.source in ROOTED:
             data_root(data)
-    elif not data.root.exists():
+    elif not root.exists():
         # Not an error: compute nodes may have disks that the login node lacks.
-        say(f"warning: {data.root} does not exist on this machine")
-    elif _is_empty(data.root):
-        say(f"warning: {data.root} is empty on this machine")
+        say(f"warning: {root} does not exist on this machine")
+    elif _is_empty(root):
+        say(f"warning: {root} is empty on this machine")
 
 
 def _is_empty(root: Path) -> bool:

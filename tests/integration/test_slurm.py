@@ -238,7 +238,7 @@ def test_crash_restarts_up_to_the_limit_and_its_reason_is_kept(
 
 
 def test_user_error_inside_the_job_is_not_retried(submit, cluster: Cluster, place: Path) -> None:
-    flags = ["--data.root=nowhere", "--output.dir=run", "--nodes=1", "--then=knn"]
+    flags = ["--data.root=/nowhere", "--output.dir=run", "--nodes=1", "--then=knn"]
     jobs = submit("pretrain", "--config=tiny.yaml", *FLAGS, *CLUSTER, *flags)
     assert cluster.wait_for_state(jobs["pretrain"], "FAILED", seconds=60) == "FAILED"
     # Its follow-up does not stay pending.

@@ -169,6 +169,9 @@ def test_what_the_job_would_refuse_is_refused_before_it(place: Path, capsys) -> 
     ):
         assert main(["submit", *words]) == 2, words
         assert sentence in capsys.readouterr().err
+    assert main(["submit", "supervised", "--model.backbone=resnet18", "--data.root=unmounted",
+                 *model]) == 2  # fmt: skip
+    assert f"data.root unmounted is not a folder in {place}" in capsys.readouterr().err
     (place / "unmounted").mkdir()
     assert main(["submit", "supervised", "--model.backbone=resnet18", "--data.root=unmounted",
                  *model]) == 0  # fmt: skip
