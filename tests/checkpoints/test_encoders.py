@@ -431,6 +431,34 @@ def test_biases_that_timm_renames_are_not_refused_as_dropped() -> None:
     assert converted_by_timm(theirs, network).keys() == network.state_dict().keys()
 
 
+def test_tensors_that_timm_drops_are_reported(capsys) -> None:
+    """The layer before the head of old files, and a text tower; not what timm resamples."""
+    network = timm.create_model("vit_tiny_patch16_224", depth=1)
+    theirs = network.state_dict() | {"pre_logits.fc.weight": torch.ones(2)}
+    theirs["patch_embed.proj.weight"] = torch.ones(192, 3, 8, 8)
+    converted_by_timm(theirs, network)
+    said = capsys.readouterr().err
+    assert "tensors that timm does not read: 1 (pre_logits.fc.weight)" in said
+    network = timm.create_model("vit_base_patch32_clip_224", depth=1, embed_dim=64, num_heads=1)
+    theirs = {
+        "visual.class_embedding": torch.ones(64),
+        "visual.conv1.weight": torch.ones(64, 3, 32, 32),
+        "text.weight": torch.ones(2),
+    }
+    converted_by_timm(theirs, network)
+    assert "timm does not read: 1 (text.weight)" in capsys.readouterr().err
+
+
+def test_deit_iii_s_own_names_are_read(tmp_path: Path) -> None:
+    name = "deit3_small_patch16_224"
+    expected = timm.create_model(name, num_classes=0).state_dict()
+    theirs = {n.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): t
+              for n, t in expected.items()}  # fmt: skip
+    torch.save({"model": theirs}, tmp_path / "a.pth")
+    found = load_encoder(tmp_path / "a.pth", architecture=name).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 def test_resampling_by_timm_is_reported(tmp_path: Path, capsys) -> None:
     for patch in (16, 32):
         network = timm.create_model("vit_tiny_patch16_224", patch_size=patch, num_classes=0)
