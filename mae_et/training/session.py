@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -24,6 +24,7 @@ from mae_et.monitoring.divergence import diagnosis
 from mae_et.monitoring.logger import RunLogger
 from mae_et.monitoring.stages import summarise_stages
 from mae_et.runtime import distributed
+from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.placement import check_own_gpus
 from mae_et.runtime.signals import StopFlag, stop_signals
@@ -93,7 +94,10 @@ def train_run(
         "decode": "cpu" if decoder is None else decoder.library,
         "decode_cpu_sides": () if decoder is None else decoder.cpu_sides,
     }
-    with run_records(run, files) as logger, CheckpointWriter(run, logger) as checkpoints:
+    with ExitStack() as stack:
+        with fail_together(world):
+            logger = stack.enter_context(run_records(run, files))
+        checkpoints = stack.enter_context(CheckpointWriter(run, logger))
         if config.data.on_error == "skip":
             run.bad_images = BadImages(
                 dataset, config.data.max_bad_fraction, config.output.dir, world, run.state.step

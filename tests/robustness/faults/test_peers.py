@@ -24,6 +24,7 @@ from mae_et.checkpoints.store import (
     save_checkpoint,
 )
 from mae_et.config.efficiency import EfficiencyConfig
+from mae_et.io.lock import sole_writer
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime import watchdog
 
@@ -50,6 +51,15 @@ def test_second_run_in_one_folder_is_refused(tmp_path) -> None:
         code, said = first.end()
     assert code == 0, said
     assert not list(folder.rglob("*.damaged"))
+
+
+@pytest.mark.faults
+def test_every_rank_reports_that_the_run_folder_is_refused(tmp_path) -> None:
+    folder = tmp_path / "run"
+    with sole_writer(folder):
+        ends = [rank.end() for rank in start(folder, "none", *SHORT, processes=2)]
+    assert [code for code, _ in ends] == [2, 2]
+    assert all(f"another process is writing to output.dir {folder}" in said for _, said in ends)
 
 
 def test_run_never_discards_a_checkpoint_saved_by_another_process(tmp_path) -> None:
