@@ -55,7 +55,8 @@ def find_state_dict(
     often average parameters only) come from the weights. The only name may be one that no other
     network has. `key` is a part of the path to one of several state dicts, such as `teacher`.
     """
-    found = _candidates(payload, names)
+    mappings = list(_mappings(payload, ()))
+    found = _candidates(mappings, names)
     chosen = [label for label in found if key is None or f".{key}." in f".{label}."]
     averages = [label for label in chosen if _EMA.search(label)]
     if len(averages) == 1 < len(chosen):
@@ -68,18 +69,20 @@ def find_state_dict(
         raise UserError(f"{path} holds {cause}: choose one with checkpoint_key ({choices})")
     if not averages and (nameless := _nameless_average(payload)):
         notify(f"{path}: the moving average in {nameless} has no names and is not used")
-    report_unread(path, _beside(payload, found, found[chosen[0]]))
+    report_unread(path, _beside(mappings, found))
     return as_float32(path, found[chosen[0]])
 
 
-def _beside(payload: dict[str, Any], found: dict[str, Tensors], chosen: Tensors) -> list[str]:
-    """Return the names beside a state dict, in the same mapping, that are part of none."""
+def _beside(mappings: list[tuple[Any, Tensors]], found: dict[str, Tensors]) -> list[str]:
+    """Return the names of tensors that are part of no state dict, nor of an optimizer's state."""
     part = {id(tensor) for tensors in found.values() for tensor in tensors.values()}
-    own = {id(tensor) for tensor in chosen.values()}
-    for _, tensors in _mappings(payload, ()):
-        if own & {id(tensor) for tensor in tensors.values()}:
-            return [name for name, each in tensors.items() if each.ndim and id(each) not in part]
-    return []
+    return [
+        ".".join((*place, name))
+        for place, tensors in mappings
+        for name, each in tensors.items()
+        if each.is_floating_point() and each.ndim and id(each) not in part
+        if "optim" not in ".".join(place)
+    ]
 
 
 def largest_state_dict(path: Path, payload: dict[str, Any]) -> Tensors:
@@ -120,10 +123,10 @@ def _nameless_average(payload: dict[Any, Any], place: tuple[str, ...] = ()) -> s
     return None
 
 
-def _candidates(payload: dict[str, Any], names: Collection[str]) -> dict[str, Tensors]:
+def _candidates(mappings: list[tuple[Any, Tensors]], names: Collection[str]) -> dict[str, Tensors]:
     """Return the state dicts that contain the names, keyed by their dotted paths."""
     found = {}
-    for place, tensors in _mappings(payload, ()):
+    for place, tensors in mappings:
         completed = Counter(prefix for name in tensors for prefix in _prefixes(name, names))
         for prefix, count in completed.items():
             if 2 * count > max(

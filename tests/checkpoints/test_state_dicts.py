@@ -143,10 +143,14 @@ def test_an_average_without_names_is_reported(vit, capsys) -> None:
 
 
 def test_tensors_beside_a_state_dict_are_reported(vit, capsys) -> None:
-    payload = {"state_dict": {f"vit.{n}": t for n, t in vit.items()} | {"prompt": torch.ones(2)}}
+    payload = {"state_dict": {f"vit.{n}": t for n, t in vit.items()} | {"prompt": torch.ones(2)},
+               "lora": {"qkv.A": torch.ones(2, 2)}}  # fmt: skip
     assert find_state_dict(PATH, payload, vit.keys()).keys() == vit.keys()
-    assert f"{PATH}: tensors that are not read: 1 (prompt)" in capsys.readouterr().err
-    find_state_dict(PATH, {"model": vit, "epoch": torch.tensor(3)}, vit.keys())
+    line = f"{PATH}: tensors that are not read: 2 (state_dict.prompt, lora.qkv.A)"
+    assert line in capsys.readouterr().err
+    others = {"epoch": torch.tensor(3), "optimizer": {"moment": torch.ones(2)},
+              "rng_state": torch.get_rng_state()}  # fmt: skip
+    find_state_dict(PATH, {"model": vit} | others, vit.keys())
     assert not capsys.readouterr().err
 
 
