@@ -193,7 +193,12 @@ def user_errors(tmp_path: Path) -> dict[str, list[str]]:
         "image_size must be positive": ["preview", "--features=x", "--image_size=0"],
         "bandwidths must be positive": ["dynamics", f"--checkpoint={tmp_path}", "--bandwidths=[0]"],
         "give encoder_num_heads": ["reconstruct", f"--checkpoint={golden}"],
-        "images must be given": ["reconstruct", f"--checkpoint={golden}", *heads],
+        "images must be given": [
+            "reconstruct",
+            f"--checkpoint={golden}",
+            "--target=norm_pix",
+            *heads,
+        ],
         "data must be given": ["knn", f"--checkpoint={golden}", heads[0]],
         "torch sees no CUDA device": ["pretrain", *tiny, "--efficiency.device=cuda"],
         "contain it; did you mean vit_base_patch8_224": ["plan", "--model.encoder=vit_bas"],
