@@ -31,6 +31,9 @@ def reconstruct(config: ReconstructConfig) -> Path:
     """
     weights = load_weights(config.checkpoint, config.checkpoint_key)
     weights = weights.with_given(config.encoder_num_heads, config.decoder_num_heads, config.target)
+    run = weights.config
+    if run is None and not config.images:
+        raise UserError("images must be given for a checkpoint that is not a run of mae-et")
     model = masked_autoencoder(weights)
     if model.decoder is None:
         raise UserError(f"{config.checkpoint} has no decoder: it cannot reconstruct")
@@ -41,7 +44,6 @@ def reconstruct(config: ReconstructConfig) -> Path:
             f"bandwidth {bandwidth} must be a multiple of the patch size {model.patch} and at most "
             f"the base size {size}"
         )
-    run = weights.config
     data = run.data if run else DataConfig()
     if run is None and weights.preprocessing is not None:
         data = DataConfig(**weights.preprocessing.data_settings())
@@ -50,10 +52,8 @@ def reconstruct(config: ReconstructConfig) -> Path:
         source = open_image_files(config.images, model.channels, data.max_value)
         # The user's own images keep their whole shorter side.
         view = EvalDataset(source, DataConfig(eval_crop=1.0), size)
-    elif run:
-        view = EvalDataset(open_dataset(data, "val", model.channels), data, size)
     else:
-        raise UserError("images must be given for a checkpoint that is not a run of mae-et")
+        view = EvalDataset(open_dataset(data, "val", model.channels), data, size)
     report_preprocessing(weights.preprocessing, data, config.checkpoint)
     device = choose_device(config.device)
     generator = torch.Generator().manual_seed(config.seed)
