@@ -1,6 +1,7 @@
 """Runs that start from the weights of another model, in any layout."""
 
 import importlib
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -157,6 +158,14 @@ def test_statistics_of_the_weights_are_inherited_unless_given(
     assert given.data.mean == (0.7,)
     build(given)
     assert "but data.mean [0.7] (the checkpoint has [0.3])" in capsys.readouterr().err
+
+
+def test_another_epsilon_is_reported(starting, layouts: dict[str, Path], tmp_path, capsys) -> None:
+    shutil.copytree(layouts["hugging_face"], tmp_path / "hf")
+    about = json.loads((tmp_path / "hf" / "config.json").read_text()) | {"layer_norm_eps": 1e-12}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(about))
+    build(starting(tmp_path / "hf"))
+    assert "layer norms of epsilon 1e-06, not 1e-12" in capsys.readouterr().err
 
 
 def test_learned_positions_are_replaced_and_reported(starting, monkeypatch, capsys) -> None:
