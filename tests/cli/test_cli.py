@@ -192,7 +192,7 @@ def user_errors(tmp_path: Path) -> dict[str, list[str]]:
         "checkpoint is empty": ["knn", "--checkpoint"],
         "image_size must be positive": ["preview", "--features=x", "--image_size=0"],
         "bandwidths must be positive": ["dynamics", f"--checkpoint={tmp_path}", "--bandwidths=[0]"],
-        "give encoder_num_heads": ["reconstruct", f"--checkpoint={golden}"],
+        "give encoder_num_heads": ["reconstruct", f"--checkpoint={golden}", "--images=x.png"],
         "images must be given": [
             "reconstruct",
             f"--checkpoint={golden}",
