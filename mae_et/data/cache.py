@@ -124,7 +124,7 @@ def memory_for(source: ImageDataset, count: int) -> tuple[int, str]:
     sizes = [pixels.nbytes for index in indices if (pixels := _read(source, index)[1]) is not None]
     expected = count * sum(sizes) // max(1, len(sizes))
     return limit, "" if expected <= limit else (
-        f"{count} decoded images need about {expected / 2**30:.3g} GiB, and "
+        f"{count:,} decoded images need about {expected / 2**30:.3g} GiB, and "
         f"{limit / 2**30:.3g} GiB of memory are free for them"
     )
 
