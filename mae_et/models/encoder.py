@@ -25,7 +25,7 @@ def build_plain_vit(
 ) -> VisionTransformer:
     """Create a timm VisionTransformer with one class token and no parts that masking would skip.
 
-    `overrides` are settings of the architecture, of which None keeps the default.
+    `overrides` are settings of the architecture; None keeps the default.
 
     Raises:
         UserError: timm does not know the model, it is not a plain ViT, or its width is not a

@@ -66,8 +66,8 @@ def filter_weights(
 ) -> Tensor:
     """Return the antialiased bicubic filter (a = -0.5) of boxes along one axis, in units of 1/ONE.
 
-    Boxes of N sides in a canvas of `length` L are resized to `size` S: whole numbers, float32
-    [N S L], of which each row sums to `ONE`.
+    Boxes of N sides in a canvas of `length` L are resized to `size` S. The weights are whole
+    numbers, float32 [N S L]; each row sums to `ONE`.
     """
     first, weights = filter_taps(torch.tensor(sides, device=device), size, max(sides))
     places = first[..., None] + torch.arange(weights.shape[-1], device=device)
