@@ -1,4 +1,4 @@
-"""Folders of Hugging Face's ViTMAE, as its own writer leaves them: whole, in shards, bare."""
+"""Folders of transformers, as its own writer leaves them: ViTMAE whole, in shards, bare; ViTs."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from classifiers import vit_of
+from randomised import images_for, randomised
 from safetensors.torch import load_file, save_file
 from tiny_run import GOLDEN
 
-from mae_et import UserError, export, load_pretrained
+from finetune.config import NetworkConfig
+from finetune.training.model import build_classifier
+from mae_et import UserError, export, load_encoder, load_pretrained
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.layouts.hugging_face_config import MODEL_TYPES
 from mae_et.checkpoints.weights import Weights
@@ -172,3 +175,61 @@ def test_other_folders_are_refused(tmp_path: Path, exported: Path) -> None:
         save_file(changed, folder / "model.safetensors")
         with pytest.raises(UserError, match=sentence):
             load_weights(folder)
+
+
+WIDE = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}  # vit_tiny's
+
+
+def assert_tokens_equal(path: Path, expected: torch.nn.Module, atol: float, **given: str) -> int:
+    """Compare tokens with those of transformers; return the number of prefix tokens."""
+    found = load_encoder(path, **given)
+    images = images_for(found)
+    with torch.no_grad():
+        theirs = expected(images).last_hidden_state
+        torch.testing.assert_close(found.forward_features(images), theirs, rtol=0, atol=atol)
+    return found.num_prefix_tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "prefix"),
+    [("ViTModel", 32, 1), ("ViTModel", [16, 64], 1), ("ViTForImageClassification", 32, 1),
+     ("ViTForMaskedImageModeling", 32, 1), ("ViTMSNModel", 32, 1), ("IJepaModel", 32, 0),
+     ("Dinov2Model", 32, 1), ("Dinov2WithRegistersModel", 32, 5)],
+)  # fmt: skip
+def test_a_folder_gives_transformers_features(name: str, size, prefix: int, tmp_path: Path) -> None:
+    import transformers
+
+    kind = getattr(transformers, name)
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "patch_size": 8}
+    more = {} if name.startswith("Dino") else {"intermediate_size": 100}
+    expected = randomised(kind(kind.config_class(**sizes, image_size=size, **more)))
+    expected.save_pretrained(tmp_path)
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        assert assert_tokens_equal(path, getattr(expected, "vit", expected), 1e-5) == prefix
+
+
+@pytest.mark.parametrize("activation", ["gelu_pytorch_tanh", "swish", "quick_gelu"])
+def test_a_named_network_takes_activation_and_epsilon_of_the_folder(
+    activation: str, tmp_path: Path
+) -> None:
+    import transformers
+
+    config = transformers.ViTConfig(**WIDE, hidden_act=activation, layer_norm_eps=0.1)
+    expected = randomised(transformers.ViTModel(config))
+    expected.save_pretrained(tmp_path)
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        assert_tokens_equal(path, expected, 1e-4, architecture="vit_tiny_patch16_224")
+        network = NetworkConfig(checkpoint=path, backbone="vit_tiny_patch16_224")
+        with pytest.raises(UserError, match="records act_layer of its network, which only embed"):
+            build_classifier(network, 2)
+
+
+def test_a_backbone_with_another_epsilon_than_its_checkpoint_is_reported(
+    tmp_path: Path, capsys
+) -> None:
+    import transformers
+
+    transformers.ViTModel(transformers.ViTConfig(**WIDE)).save_pretrained(tmp_path)
+    build_classifier(NetworkConfig(tmp_path, "vit_tiny_patch16_224"), 2)
+    said = capsys.readouterr().err
+    assert "layer norms of epsilon 1e-12, vit_tiny_patch16_224 of 1e-06" in said

@@ -1,4 +1,6 @@
-"""Networks whose every parameter counts."""
+"""Networks whose every parameter counts, and images for them."""
+
+from typing import Any
 
 import torch
 
@@ -10,3 +12,10 @@ def randomised(network: torch.nn.Module) -> torch.nn.Module:
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return network.eval()
+
+
+def images_for(network: Any, count: int = 2) -> torch.Tensor:
+    """Return noise of the channels and the size that a timm model takes."""
+    generator = torch.Generator().manual_seed(1)
+    channels = network.patch_embed.proj.in_channels
+    return torch.randn(count, channels, *network.patch_embed.img_size, generator=generator)
