@@ -64,7 +64,8 @@ def goals(runs: Figures, node: Figures, said: str, outcomes: Figures) -> str:
         for kind in (lambda row: row.get("reference"), lambda row: row["compiled"])
     )
     small = [row for row in training if (row["bandwidth"], row["micro_batch"]) == (96, 64)]
-    compiling = re.findall(r"compiled for bandwidth \d+ in ([\d.]+) s", _part(said, "default"))
+    compiling = _first(r"compiled for bandwidth (\d+) in ([\d.]+) s", said)
+    compiled_for = {bandwidth for bandwidth, _ in compiling}
     passed = sum(outcome == "passed" for outcome in outcomes.values())
     failed = [name for name, outcome in outcomes.items() if outcome == "failed"]
     rows = [
@@ -78,6 +79,7 @@ def goals(runs: Figures, node: Figures, said: str, outcomes: Figures) -> str:
         _row(
             "share of time waiting for data at " + " / ".join(map(str, waits or LOADING)),
             f"<= {WAIT}", list(waits.values()), lambda found: max(found) <= WAIT, ".2f",
+            whole=len(waits) == len(LOADING),
         ),
         _row(
             "etpp against constant at equal compute, 512 images, if loading keeps up",
@@ -94,9 +96,11 @@ def goals(runs: Figures, node: Figures, said: str, outcomes: Figures) -> str:
             lambda found: found[0] >= SMALL_STEPS,
         ),
         _row(
-            f"compilation at {len(compiling)} bandwidths, s (all of the first run, empty cache)",
-            f"<= {COMPILE_SECONDS}", [sum(map(float, compiling)) if compiling else None],
+            f"compilation at {len(compiled_for)} bandwidths, s (first run, empty cache)",
+            f"<= {COMPILE_SECONDS}",
+            [sum(float(seconds) for _, seconds in compiling) if compiling else None],
             lambda found: found[0] <= COMPILE_SECONDS, ".0f",
+            whole=len(compiled_for) == len(LOADING),
         ),
         _row(
             f"tests that passed (of {len(outcomes)} that ran; failed: {', '.join(failed) or '-'})",
@@ -104,7 +108,7 @@ def goals(runs: Figures, node: Figures, said: str, outcomes: Figures) -> str:
         ),
     ]  # fmt: skip
     lines = ["| | goal | measured | met |", "|---|---|---|---|", *rows]
-    lines += ["", *re.findall(r"images are (?:decoded|cropped) by .*", _part(said, "default"))]
+    lines += ["", *_first(r"images are (?:decoded|cropped) by .*", said)]
     lines += ["", "| run | bandwidth | images/s | wait for data | ended |", "|---|---|---|---|---|"]
     for variant, figures in runs.items():
         for bandwidth, (speed, wait) in by_bandwidth(figures).items():
@@ -131,12 +135,15 @@ def by_bandwidth(figures: Figures) -> dict[int, tuple[float, float]]:
 
 
 def _row(
-    goal: str, limit: str, found: Sequence[Any], met: Callable[[Any], bool], form: str = ",.0f"
-) -> str:
+    goal: str, limit: str, found: Sequence[Any], met: Callable[[Any], bool], form: str = ",.0f",
+    whole: bool = True,
+) -> str:  # fmt: skip
+    """Return a row; a goal that is met so far, without the `whole` of it, is not judged."""
     if not found or None in found:
         return f"| {goal} | {limit} | not measured | - |"
     shown = " / ".join(format(value, form) for value in found)
-    return f"| {goal} | {limit} | {shown} | {'yes' if met(found) else '**no**'} |"
+    judged = "**no**" if not met(found) else "yes" if whole else "-"
+    return f"| {goal} | {limit} | {shown} | {judged} |"
 
 
 def _loading(said: str) -> dict[int, float]:
@@ -145,10 +152,10 @@ def _loading(said: str) -> dict[int, float]:
     return {int(side): float(speed.replace(",", "")) for speed, side in found}
 
 
-def _part(said: str, variant: str) -> str:
-    """Return what the first run of a variant printed to the log."""
-    _, start, rest = said.partition(f".variants {variant} ")
-    return rest.partition("\n== ")[0] if start else ""
+def _first(pattern: str, said: str) -> list[Any]:
+    """Return what the first run of the default variant whose output has a pattern printed of it."""
+    runs = [each.partition("\n== ")[0] for each in said.split(".variants default ")[1:]]
+    return next((found for run in runs if (found := re.findall(pattern, run))), [])
 
 
 def _fastest(rows: Sequence[Figures]) -> float | None:

@@ -8,6 +8,8 @@ from mae_et.benchmarks.gpu_goals import by_bandwidth, main
 
 SAID = """
 == python -m mae_et.benchmarks.variants default pretrain (at most 150 s)
+mae-et: a library is missing
+== python -m mae_et.benchmarks.variants default pretrain (at most 150 s)
 mae-et: images are decoded by the GPU (efficiency.decode auto): TorchCodec 14,863 images/s at 224
 mae-et: 14,863 images/s at 224 px (about 5,945 beside training), 16 loader processes 2,470
 mae-et: compiled for bandwidth 96 in 9.5 s
@@ -56,13 +58,28 @@ def test_goals_are_compared_with_partial_figures(tmp_path: Path) -> None:
     assert found["loading plain JPEGs, exact crop, alone, images/s at 96 / 160 / 224"][1:] == [
         "14,863 / 14,863 / 14,863", "**no** |"
     ]  # fmt: skip
-    assert found["share of time waiting for data at 96"][1:] == ["0.60", "**no** |"]
+    assert found["share of time waiting for data at 96"][1:] == ["0.60", "**no** |"]  # already
     assert found["224 px, compiled, against the plain reference"][1:] == ["1.62", "**no** |"]
     assert found["96 px, 64 images a step, images/s"][1:] == ["9,561", "yes |"]
-    at_once = "compilation at 2 bandwidths, s (all of the first run, empty cache)"
-    assert found[at_once][1:] == ["20", "yes |"]
+    at_two = "compilation at 2 bandwidths, s (first run, empty cache)"
+    assert found[at_two][1:] == ["20", "- |"]  # another bandwidth may take the goal's 30 s
     assert found["tests that passed (of 1 that ran; failed: -)"][1:] == ["1", "yes |"]
     assert "images are decoded by the GPU (efficiency.decode auto): TorchCodec 14,863" in str(found)
     assert found["default"] == ["96", "7,000", "0.60", "no |"]
     kept = json.loads((tmp_path / "run.json").read_text())["default"]
     assert by_bandwidth(kept) == {96: pytest.approx((7000, 0.6))}
+
+
+@pytest.mark.parametrize(("bandwidths", "met"), [((96, 160, 224), "yes |"), ((96, 160), "- |")])
+def test_a_goal_of_all_bandwidths_is_met_once_all_are_measured(
+    tmp_path: Path, bandwidths: tuple[int, ...], met: str
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    rows = [row(bandwidth, 1, 9000, 0.01) for bandwidth in bandwidths for _ in range(2)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    said = [f"mae-et: compiled for bandwidth {bandwidth} in 9.9 s" for bandwidth in bandwidths]
+    (tmp_path / "log.txt").write_text("\n".join(["== .variants default pretrain", *said]))
+    main([str(tmp_path), "default", str(run)])
+    judged = {row[0]: row[1:] for row in map(list, cells(tmp_path).values()) if len(row) == 3}
+    assert judged["<= 0.02"][1] == judged["<= 30"][1] == met
