@@ -38,7 +38,10 @@ from .node_training import step_beside
 
 SAMPLE, MADE = 512, 64
 SIZE = 256
-"""Images of a micro-batch loaded for a GPU; the sample has more."""
+"""Images of a micro-batch that a GPU decodes; the sample has about as many."""
+LOADED = 64
+"""Images of a micro-batch that loader processes decode for a GPU: 16 processes take seconds for 256
+each, longer than the time of a way."""
 GPU_DECODES = "--efficiency.decode=gpu"
 PATIENCE = 90.0
 """Seconds in which the processes of all GPUs must have started."""
@@ -230,7 +233,8 @@ def _speed(
             config, data=way.data, efficiency=EfficiencyConfig(num_workers=workers)
         )
         source = cache_images(source, kept, DistributedContext(0, 1, CPU))
-    size = min(16 if device.type == "cpu" else SIZE, len(source))
+    on_gpu = SIZE if way.decode == "gpu" else LOADED
+    size = min(16 if device.type == "cpu" else on_gpu, len(source))
     patch = config.model.patch
     stage = Curriculum((Stage(bandwidth, 1),), plan.base, patch)
     endless = stage.plan(10**6 * size / len(source), len(source), size, lambda _: 1.0)

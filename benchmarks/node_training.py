@@ -42,8 +42,8 @@ def training_speeds(
 
     The large micro-batch is that of a run with this config: `efficiency.micro_batch`, or a GPU's
     share of the batch, as far as it fits; the small one is an eighth, as on eight times as many
-    GPUs. The last row is the plain reference of `reference.py` at
-    the base size, if the encoder is a published one.
+    GPUs. The last row is the plain reference of `reference.py` at the base size, if the encoder is
+    a published one; it is timed before compiled steps, whose compilation may take all of the time.
 
     Returns:
         Rows of `bandwidth`, `compiled`, `micro_batch`, `seconds` of a step (None if time or memory
@@ -56,7 +56,13 @@ def training_speeds(
     kinds = (False, True) if _compiles(device) else (False,)
     # Time may run out: first what computes longest, then what is most bound by launching kernels.
     arms = [(large, b) for b in bandwidths] + [(small, b) for b in reversed(bandwidths)]
-    rows: list[dict[str, Any]] = []
+    rows, reference = list[dict[str, Any]](), list[dict[str, Any]]()
+
+    def share() -> float:
+        """Return an equal part of the time that is left."""
+        remaining = len(kinds) * len(arms) + 1 - len(rows) - len(reference)
+        return (ends - time.monotonic()) / remaining
+
     for compiled in kinds:
         compiled_for = len(bandwidths) if compiled else None
         built = network_of(config.model, device, compiled_for, config.optim)
@@ -65,8 +71,7 @@ def training_speeds(
                 step_of, built, config.model,
                 bandwidth=bandwidth, precision=config.efficiency.precision, device=device,
             )  # fmt: skip
-            left = (ends - time.monotonic()) / (len(kinds) * len(arms) + 1 - len(rows))
-            size, taken = timed(build, sizes[bandwidth], left, ends)
+            size, taken = timed(build, sizes[bandwidth], share(), ends)
             rows.append(
                 {
                     "bandwidth": bandwidth,
@@ -77,8 +82,10 @@ def training_speeds(
                 }
             )
         del build, built  # frees the network's memory before the next one is built
+        if not compiled:
+            reference = _reference(config, plan, device, large[max(bandwidths)], share(), ends)
     mark_noise(rows)
-    return rows + _reference(config, plan, device, large[max(bandwidths)], ends)
+    return rows + reference
 
 
 def _compiles(device: torch.device) -> bool:
@@ -165,7 +172,7 @@ def _median(step: Callable[[], object], seconds: float) -> float:
 
 
 def _reference(
-    config: PretrainConfig, plan: Plan, device: torch.device, size: int, ends: float
+    config: PretrainConfig, plan: Plan, device: torch.device, size: int, seconds: float, ends: float
 ) -> list[dict[str, Any]]:
     """Return the row of a plain implementation in the same precision, if it supports the model."""
     model = config.model
@@ -175,7 +182,7 @@ def _reference(
 
     precision = config.efficiency.precision
     build = partial(reference_step, model, precision=precision, device=device)
-    size, taken = timed(build, size, ends - time.monotonic(), ends)
+    size, taken = timed(build, size, seconds, ends)
     row = {"bandwidth": plan.base, "compiled": False, "micro_batch": size}
     speed = size / taken if taken else None
     return [{"reference": True, **row, "images_per_second": speed, "seconds": None, "step": taken}]

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import repeat
+from itertools import count, repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from mae_et.benchmarks import node, node_loading, training_step
+from mae_et.benchmarks import node, node_loading, node_training, training_step
 from mae_et.benchmarks.node import passes_of, summary
 from mae_et.benchmarks.node_exchange import all_reduce_speed
 from mae_et.benchmarks.node_loading import GPU_DECODES
@@ -66,6 +66,25 @@ def test_training_is_timed_with_the_micro_batches_of_a_run() -> None:
     assert list(sizes.values()) == [
         {96: 512, 160: 512, 224: 512}, {96: 512, 160: 256, 224: 256}, {96: 64, 160: 32, 224: 16},
     ]  # fmt: skip
+
+
+def test_plain_reference_is_timed_before_steps_that_compile(monkeypatch) -> None:
+    """Compilation may take all of the time."""
+    order: list[str] = []
+
+    def timed(build: Any, size: int, *_: float) -> tuple[int, float]:
+        compiled = build.func is node_training.step_of and build.args[0]
+        order.append("compiled" if compiled else build.func.__name__)
+        return size, 1.0
+
+    monkeypatch.setattr(node_training, "timed", timed)
+    monkeypatch.setattr(node_training, "_compiles", lambda _: True)
+    monkeypatch.setattr(node_training, "network_of", lambda *given: given[2])
+    config = load_config(PretrainConfig, [], ["--optim.batch_size=64"])
+    plan = make_plan(config, 10_000)
+    rows = node_training.training_speeds(config, plan, torch.device("cpu"), 1, 99)
+    assert order == ["step_of"] * 6 + ["reference_step"] + ["compiled"] * 6
+    assert [row.get("reference") for row in rows] == [None] * 12 + [True]
 
 
 def test_small_micro_batch_slower_than_a_large_one_is_marked_and_not_used() -> None:
@@ -301,6 +320,34 @@ def test_images_that_the_gpu_decodes_are_timed_beside_training(monkeypatch) -> N
     )
     rows = node_loading.loading_speeds(config, plan, torch.device("cpu"), 2, 600)
     assert [row.get("reason") for row in rows] == ["no time"] * 3  # only prefetched batches
+
+
+def test_slow_loading_is_measured_in_the_time_of_a_way(monkeypatch) -> None:
+    """By 16 processes that start in half a second and load 2,470 images a second together."""
+    now, processes, speed = 0.0, 16, 2470
+
+    def loaded(dataset: Any, sampler: Any, *_: Any, **__: Any) -> Any:
+        (size,) = sampler.micro_batch.values()
+
+        def batches() -> Iterator[None]:
+            nonlocal now
+            for number in count():
+                rounds = number // processes + 1  # each process makes a batch in every round
+                now = max(now, 0.5 + rounds * processes * size / speed)
+                yield
+
+        return nullcontext(batches())
+
+    config = load_config(PretrainConfig, [], [])
+    data = replace(config.data, name="synthetic", synthetic_size=32, synthetic_train=250)
+    way = node_loading.Way("files, fourier", data, "fourier", "cpu", [])
+    monkeypatch.setattr(node_loading, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(node_loading, "training_batches", loaded)
+    monkeypatch.setattr(node_loading, "choose_decoder", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    gpu, plan = torch.device("cuda"), make_plan(config, 10_000)
+    found = node_loading._speed(gpu, None, config, way, plan, 224, processes, 2.0)
+    assert found == pytest.approx(speed, rel=0.2)
 
 
 @pytest.mark.slow
