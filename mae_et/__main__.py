@@ -9,20 +9,28 @@ from mae_et.runtime.signals import stop_signals
 
 
 def hidden_package() -> str | None:
-    """Return which of our packages a file in the current folder hides, without importing it.
+    """Return the file that hides one of our packages, without importing it.
 
-    With -m, Python searches the current folder first.
+    Python searches the folders of PYTHONPATH before installed packages and, with -m, the current
+    folder before both.
     """
     ours = Path(__file__).parents[1]
     for package in ("finetune", "slurm"):
         found = find_spec(package)
         if found is None or Path(found.origin or "") != ours / package / "__init__.py":
-            return package
+            return package if found is None else found.origin
     return None
 
 
 def main() -> int:
     """Run the command line, with signals handled before anything large is imported."""
+    if (file := hidden_package()) is not None:
+        print(
+            f"mae-et: {file} hides a package of mae-et with the same name: rename it, remove its "
+            "folder from PYTHONPATH, or start mae-et instead of python -m mae_et",
+            file=sys.stderr,
+        )
+        return 2
     try:
         with stop_signals():
             from mae_et.cli.main import main as run
@@ -34,11 +42,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if (package := hidden_package()) is not None:
-        print(
-            f"mae-et: a file or folder here is called {package} and hides the package {package} of "
-            "mae-et: set PYTHONSAFEPATH=1, or start mae-et instead of python -m mae_et",
-            file=sys.stderr,
-        )
-        sys.exit(2)
     sys.exit(main())

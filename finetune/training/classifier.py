@@ -1,7 +1,7 @@
 """Train a classifier: full fine-tuning, a linear probe, or from scratch under a curriculum.
 
-    config -> network -> plan -> batch -> device -> mix -> crop(S) -> logits -> loss -> step
-           -> scores
+    config -> network -> plan -> crop(S), normalise, erase -> batch -> device -> mix -> logits
+           -> loss -> step -> scores
 
 A frozen encoder makes it a probe; a timm backbone with stages of growing bandwidth makes it
 supervised EfficientTrain++. Set-up, session and loop are those of pre-training.

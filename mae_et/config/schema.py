@@ -1,7 +1,8 @@
 """The configuration of a run: frozen dataclasses that reject impossible values.
 
 Sections are split by effect. `model`, `init`, `data`, `curriculum`, `crop` and `optim` decide the
-numbers; `efficiency` must not change them beyond rounding; `probe` and `output` never do.
+numbers; `efficiency` must not change them beyond rounding, except for `decode`, which chooses among
+JPEG decoders and filters; `probe` and `output` never do.
 """
 
 from dataclasses import dataclass, field, replace

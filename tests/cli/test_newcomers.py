@@ -40,25 +40,24 @@ def refusal(capsys, *arguments: str) -> str:
 
 @pytest.mark.parametrize("name", ["slurm.py", "finetune/__init__.py"])
 def test_a_file_named_like_our_package_is_refused_and_never_run(place: Path, name: str) -> None:
-    (place / name).parent.mkdir(exist_ok=True)
-    (place / name).write_text("print('hijacked')")
-    command = [sys.executable, "-m", "mae_et", "compare", "nowhere"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    file = place / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("print('hijacked')")
 
-    def run(**variables: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            command, capture_output=True, text=True, env=environment | variables, check=False
-        )
+    def run(*start: str, **variables: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, *start, "compare", "nowhere"]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | variables
+        ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert ended.returncode == 2
+        assert "hijacked" not in ended.stdout
+        return ended
 
-    package = name.removesuffix(".py").partition("/")[0]
-    refused = run()
-    assert f"hides the package {package} of mae-et: set PYTHONSAFEPATH=1" in refused.stderr
-    assert refused.returncode == 2
-    assert "hijacked" not in refused.stdout
-    safe = run(PYTHONSAFEPATH="1")
+    script = ["-c", "import sys, mae_et.__main__; sys.exit(mae_et.__main__.main())"]
+    found_first = f"{place}{os.pathsep}{Path(__file__).parents[2]}"
+    refusals = [run("-m", "mae_et"), run("-P", *script, PYTHONPATH=found_first)]
+    assert all(f"{file} hides a package of mae-et" in refused.stderr for refused in refusals)
+    safe = run("-m", "mae_et", PYTHONSAFEPATH="1")
     assert "there is no run folder nowhere" in safe.stderr
-    assert safe.returncode == 2
-    assert "hijacked" not in safe.stdout
 
 
 def test_validation_images_without_class_folders_are_found_before_pretraining(
