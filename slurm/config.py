@@ -9,9 +9,9 @@ from mae_et.errors import UserError, require, require_in
 
 OWN_OPTIONS = frozenset({
     "array", "dependency", "error", "no_requeue", "nodes", "ntasks", "ntasks_per_node", "open_mode",
-    "output", "requeue", "signal", "time", "wrap",
+    "output", "parsable", "quiet", "requeue", "signal", "test_only", "time", "wait", "wrap",
 })  # fmt: skip
-"""sbatch options that other keys set, or on which restarts, logs and status depend."""
+"""sbatch options that other keys set, or on which submission, restarts, logs and status depend."""
 
 
 @dataclass(frozen=True)

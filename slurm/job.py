@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,12 +27,14 @@ from mae_et.errors import Interrupted, RunFailed, Stopped, one_line
 from mae_et.io.atomic import write_text_atomically
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.console import say
+from mae_et.runtime.signals import STOP_SIGNALS
 from slurm.events import record_event, this_job
 from slurm.private import PRIVATE, current_umask
 from slurm.squeue import job_state, run_program
 from slurm.stop_deadline import stop_deadline
 
 PORT_SECONDS = 300
+PAUSES = (2, 5, 10)  # in all shorter than SLURM's default KillWait of 30 s
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,9 @@ class Job:
                 raise
         if rank == 0:
             record_event(self.folder, "finished")
+        if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+            for number in STOP_SIGNALS:  # as Python exits, their default would fail the job
+                signal.signal(number, signal.SIG_IGN)
 
     def checkpoint(self) -> DelayedSubmission:
         """Return the payload of the restarted job: this one, because the command resumes by itself.
@@ -115,10 +121,14 @@ class Job:
                 record_event(self.folder, "given up", sentence=one_line(error), step=stop.step)
                 raise
             except (subprocess.SubprocessError, OSError) as error:
-                # SLURM refuses if it has already requeued the job after a preemption.
-                say(f"job not requeued by this process: {error}")
+                sentence = f"job not requeued by this process: {one_line(error)}"
+                if own_state() in {"RUNNING", None}:  # else SLURM has requeued it already
+                    record_event(self.folder, "failed", sentence=sentence, node=node_name())
+                    raise RunFailed(sentence) from error  # a success would start the follow-ups
+                say(sentence)
         else:
             record_event(self.folder, "stopped", step=stop.step, signal=stop.signal)
+            sys.exit(128 + stop.signal)  # a success would start the follow-ups
 
     def _give_up(self, number: int) -> None:
         """Requeue the job from a hung process; it resumes from the last checkpoint on disk."""
@@ -141,15 +151,32 @@ def read_progress(folder: Path) -> tuple[int, int]:
     return saved, rows[-1]["step"] if rows else 0
 
 
+def own_state() -> str | None:
+    """Return the state of this process's SLURM job; None outside of one, or without an answer."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return None
+    return _until_answered(lambda: job_state(this_job()["job"]))
+
+
 def is_running() -> bool:
     """Return whether SLURM still lists this process's job as running, not as cancelled."""
-    job = this_job().get("job")
-    return "SLURM_JOB_ID" in os.environ and job is not None and job_state(job) == "RUNNING"
+    return own_state() == "RUNNING"
 
 
 def requeue() -> bool:
     """Requeue this process's SLURM job; return whether SLURM accepted."""
-    return run_program("scontrol", "requeue", this_job()["job"]) is not None
+    command = ("scontrol", "requeue", this_job()["job"])
+    return _until_answered(lambda: run_program(*command)) is not None
+
+
+def _until_answered(ask: Callable[[], str | None]) -> str | None:
+    """Ask SLURM again while it does not answer: a controller may be busy or restarting."""
+    for seconds in (*PAUSES, 0):
+        answer = ask()
+        if answer is not None:
+            return answer
+        time.sleep(seconds)
+    return None
 
 
 def node_name() -> str:

@@ -9,23 +9,27 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError, environment_variables
+from submitit.helpers import clean_env
 from submitit.slurm.slurm import _make_sbatch_string
 
 from mae_et.errors import UserError, one_line
 from mae_et.io.atomic import write_text_atomically
 from mae_et.runtime.console import null_streams, say
-from slurm.config import ClusterConfig
+from slurm.config import OWN_OPTIONS, ClusterConfig
 from slurm.events import START
 from slurm.job import Job
 from slurm.private import private_files
 
 PROGRAMS = ("sbatch", "srun", "squeue", "scontrol")
+# Variables of SLURM that name the cluster and the user; others describe the job that submits.
+CLUSTER_VARIABLES = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
+OPTION_OF_VARIABLE = {"array_inx": "array", "mem_per_node": "mem", "timelimit": "time"}
 
 
 class Launcher:
@@ -63,13 +67,14 @@ class Launcher:
                 f"this machine has no SLURM ({', '.join(missing)} not found); submit from a login "
                 "node, or use --executor local"
             )
-        done = subprocess.run(
-            ["sbatch", "--test-only"],
-            input=self.script(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        with self._environment():
+            done = subprocess.run(
+                ["sbatch", "--test-only"],
+                input=self.script(),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
         said = " ".join(done.stderr.replace("sbatch: error: ", "").split())
         if done.returncode:
             raise UserError(f"SLURM refuses the job: {said.removeprefix('allocation failure: ')}")
@@ -179,6 +184,7 @@ class Launcher:
         # Since SLURM 22.05 srun does not inherit --cpus-per-task from the job.
         cores = self.config.cpus_per_task
         return [
+            "--export=ALL",  # also under sbatch --export=NONE
             "--kill-on-bad-exit=1",
             *([f"--cpus-per-task={cores}"] if cores else []),
             *self.config.srun,
@@ -186,11 +192,25 @@ class Launcher:
 
     @contextmanager
     def _environment(self) -> Iterator[None]:
-        """Point local jobs, which inherit this process's environment, to the copied code."""
-        if self.config.executor != "local":
+        """Hide the variables of a job that submits this one, and those that override the script.
+
+        sbatch prefers its variables, such as SBATCH_PARTITION, to the options of a script; those
+        that the script leaves open remain. Local jobs are pointed to the copied code.
+        """
+        local = self.config.executor == "local"
+        kept = {name: value for name, value in os.environ.items() if self._is_kept(name)}
+        if local:
+            before = os.environ.get("PYTHONPATH")
+            kept["PYTHONPATH"] = f"{self.code.absolute()}{f':{before}' if before else ''}"
+            kept["PYTHONSAFEPATH"] = "1"
+        with clean_env(), environment_variables(**kept), null_streams() if local else nullcontext():
             yield
-            return
-        before = os.environ.get("PYTHONPATH")
-        path = f"{self.code.absolute()}{f':{before}' if before else ''}"
-        with environment_variables(PYTHONPATH=path, PYTHONSAFEPATH="1"), null_streams():
-            yield
+
+    def _is_kept(self, variable: str) -> bool:
+        if not variable.startswith("SBATCH_"):
+            return variable in CLUSTER_VARIABLES
+        option = variable.removeprefix("SBATCH_").lower()
+        option = OPTION_OF_VARIABLE.get(option, option)
+        flag = re.escape(option.replace("_", "-"))
+        is_set = re.search(rf"^#SBATCH --{flag}(=|$)", self.script(), re.MULTILINE)
+        return option not in OWN_OPTIONS and not is_set

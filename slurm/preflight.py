@@ -1,4 +1,4 @@
-"""Check a job's model, checkpoint and data before submission, where this machine has access."""
+"""Check a job's folder, model, checkpoint and data before submission, where this machine can."""
 
 import os
 from concurrent.futures import Future
@@ -32,6 +32,7 @@ from mae_et.data.layout import (
     split_folder,
 )
 from mae_et.errors import UserError
+from mae_et.io.lock import check_writable
 from mae_et.io.plain_files import read_mapping
 from mae_et.runtime.console import say
 from mae_et.training.plan import curriculum_of, micro_batch_size
@@ -40,6 +41,31 @@ from slurm.events import events_file
 LISTING_SECONDS = 5.0
 _COUNTED: dict[str, int | None] = {}
 """Images by the config of their data, which the runs of a sweep share."""
+
+
+def check_path(root: Path) -> None:
+    """Refuse a run folder whose path would be misread in a batch script or in PYTHONPATH."""
+    path = str(root.absolute())
+    strange = sorted({each for each in path if each in ":\\'\"" or not each.isprintable()})
+    if strange:
+        raise UserError(
+            f"the path of the run folder {path!r} contains {' '.join(map(repr, strange))}, which "
+            "SLURM or Python would misread"
+        )
+
+
+def check_folder(folder: Path, dry_run: bool) -> None:
+    """Refuse a run folder that cannot be written to; a dry run does not create it."""
+    if "%" in str(folder.absolute()):
+        raise UserError(f"the run folder {folder} contains %, which SLURM would replace")
+    if dry_run:
+        there = next(
+            path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
+        )
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise UserError(f"the run folder {folder} cannot be written to: see {there}")
+        return
+    check_writable(folder)
 
 
 def check_root(data: DataConfig) -> None:

@@ -23,6 +23,7 @@ from slurm.job import is_running, read_progress, requeue
 # A user's mistake, a diverged run, too many time limits (UncompletedJobError): a restart would fail
 # again, or is unwanted.
 FINAL = frozenset({"UserError", "Diverged", "UncompletedJobError"})
+ENDS = frozenset({"requeued", "stopped", "finished", "failed"})
 # A process that ends itself within a step cannot record why.
 HUNG = "no step or batch finished within step_timeout; the log of each rank has its stack"
 
@@ -34,7 +35,8 @@ def main(folder: Path, status: int, retries: int) -> int:
     job = this_job()
     events = [event for event in read_events(folder) if event.get("job") == job["job"]]
     mine = [event for event in events if event.get("restart") == job["restart"]]
-    if any(event["event"] in {"requeued", "finished"} for event in mine):
+    ends = [event["event"] for event in mine if event["event"] in ENDS]
+    if ends and ends[-1] != "failed":
         return status
     failures = [event for event in mine if event["event"] == "failed"]
     # A rank that lost a peer does not know the cause.
@@ -55,7 +57,8 @@ def main(folder: Path, status: int, retries: int) -> int:
         return status
     record_event(folder, "retried", sentence=sentence, step=step)
     say(f"crashed ({sentence}); requeued from step {step}")
-    requeue()
+    if not requeue() and is_running():
+        record_event(folder, "given up", sentence=f"SLURM did not requeue the job: {sentence}")
     return status
 
 
@@ -73,7 +76,13 @@ def cause(folder: Path, job: str, events: list[Event], status: int) -> str:
     if status == watchdog.EXIT_STATUS or any(line.endswith(hung) for line in found):
         return HUNG
     killed = (line for line in found if "Terminated" not in line and "Exited" not in line)
-    return next(killed, "")
+    # Before a run starts, an import or srun itself may fail.
+    early = re.findall(
+        r"^((?:[\w.]+(?:Error|Exception): |srun: (?:error|fatal|unrec)(?!.*: tasks? ))[^\n]*)$",
+        text,
+        re.MULTILINE,
+    )
+    return next(killed, early[-1] if early else "")
 
 
 def run_folder(runs: Path) -> Path:

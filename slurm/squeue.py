@@ -1,5 +1,6 @@
 """States of jobs from squeue, else sacct; unknown jobs are omitted."""
 
+import os
 import re
 import subprocess
 from collections.abc import Iterable
@@ -52,10 +53,16 @@ def job_state(job: str) -> str | None:
 
 def run_program(*command: str) -> str | None:
     """Return the output of a SLURM program; None if it is missing, fails or hangs."""
+    # A user's SQUEUE_PARTITION, say, would hide jobs of other partitions.
+    environment = {
+        name: value for name, value in os.environ.items()
+        if not name.startswith("SQUEUE_") or name == "SQUEUE_CLUSTERS"
+    }  # fmt: skip
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
-        )
+            command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS,
+            check=False,
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

@@ -1,6 +1,5 @@
 """Submit a command with its follow-ups, or a sweep; check everything before submitting."""
 
-import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ from typing import Any
 from mae_et.config.files import to_yaml
 from mae_et.data.layout import check_outside
 from mae_et.errors import UserError
-from mae_et.io.lock import check_writable
 from mae_et.io.plain_files import read_text
 from mae_et.runtime.console import printable, say
 from mae_et.training.resume.same_run import check_same_run
@@ -33,7 +31,7 @@ from slurm.job import Job
 from slurm.launcher import Launcher
 from slurm.private import private_files
 from slurm.snapshot import snapshot
-from slurm.squeue import TERMINAL, job_states
+from slurm.squeue import TERMINAL, job_states, run_program
 
 TABLE_TIME = "30"
 # Time left to requeue the job between the end of a hung process and the time limit.
@@ -83,7 +81,7 @@ def submit(
         raise UserError(
             f"--then, --sweep and --dependency need SLURM, not executor {cluster.executor}"
         )
-    _check_path(first.folder)
+    preflight.check_path(first.folder)
     for start in {run.start for run in runs}:
         preflight.check_start(start)
     for follower in (each for group in groups[1:] for each in group if each.kind != "compare"):
@@ -96,9 +94,13 @@ def submit(
     for group in groups if dry_run else []:
         _show(group, cluster if group is runs else alone, first.folder)
     jobs: dict[str, str] = {}
-    for group in [] if dry_run else groups:
-        waiting = replace(cluster, dependency=_dependency(group, jobs) or cluster.dependency)
-        jobs[group[0].kind] = _submit(group, waiting, first.folder)
+    try:
+        for group in [] if dry_run else groups:
+            waiting = replace(cluster, dependency=_dependency(group, jobs) or cluster.dependency)
+            jobs[group[0].kind] = _submit(group, waiting, first.folder)
+    except BaseException:  # also Ctrl-C
+        _cancel(jobs)
+        raise
     return {"run": str(first.folder), "jobs": jobs}
 
 
@@ -136,6 +138,15 @@ def _launcher(group: list[Task], cluster: ClusterConfig, root: Path, code: Path)
         for each in group
     ]
     return Launcher(cluster, root / "slurm", code, name, jobs)
+
+
+def _cancel(jobs: dict[str, str]) -> None:
+    """Cancel the jobs of a chain that could not be submitted as a whole."""
+    ids = " ".join(jobs.values())
+    if jobs and run_program("scancel", *jobs.values()) is None:
+        say(f"warning: job {ids} was submitted before the error; cancel it with scancel {ids}")
+    elif jobs:
+        say(f"job {ids}, submitted before the error, was cancelled")
 
 
 def _dependency(group: list[Task], jobs: dict[str, str]) -> str | None:
@@ -181,7 +192,7 @@ def _submit(group: list[Task], cluster: ClusterConfig, root: Path) -> str:
 def _check(group: list[Task], cluster: ClusterConfig, root: Path, dry_run: bool = False) -> None:
     """Refuse tasks that would fail later; a dry run does not write files or require SLURM."""
     for each in group:
-        _check_folder(each.folder, dry_run)
+        preflight.check_folder(each.folder, dry_run)
         _check_queue(each.folder)
         if each.kind in (*TRAININGS, BENCH):
             preflight.check_model_name(each.config)
@@ -192,30 +203,6 @@ def _check(group: list[Task], cluster: ClusterConfig, root: Path, dry_run: bool 
     launcher = _launcher(group, cluster, root, root / "slurm")
     if cluster.executor == "slurm":
         say(f"{group[0].kind}: {launcher.check()}")
-
-
-def _check_path(root: Path) -> None:
-    """Refuse a run folder whose path would be misread in a batch script or in PYTHONPATH."""
-    path = str(root.absolute())
-    strange = sorted({each for each in path if each in ":\\'\"" or not each.isprintable()})
-    if strange:
-        raise UserError(
-            f"the path of the run folder {path!r} contains {' '.join(map(repr, strange))}, which "
-            "SLURM or Python would misread"
-        )
-
-
-def _check_folder(folder: Path, dry_run: bool) -> None:
-    if "%" in str(folder.absolute()):
-        raise UserError(f"the run folder {folder} contains %, which SLURM would replace")
-    if dry_run:
-        there = next(
-            path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
-        )
-        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-            raise UserError(f"the run folder {folder} cannot be written to: see {there}")
-        return
-    check_writable(folder)
 
 
 def _check_queue(folder: Path) -> None:

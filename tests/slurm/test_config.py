@@ -45,6 +45,7 @@ def test_one_rank_per_gpu_by_default() -> None:
         ("--time=2 --signal_delay=120", r"signal_delay 120 s leaves nothing of time 2 \(2 min\)"),
         ("--memory_gb=.inf", "memory_gb must be positive"),
         ("--extra={'array':2}", "extra has 'array', which mae-et sets itself"),
+        ("--extra={'wait':true}", "extra has 'wait', which"),  # for the end of the job
     ],
 )
 def test_invalid_cluster_config_is_refused(flag: str, sentence: str) -> None:

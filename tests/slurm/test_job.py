@@ -28,7 +28,7 @@ def inside(place: Path, monkeypatch) -> list[str]:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     monkeypatch.setattr(retry, "is_running", lambda: True)
-    monkeypatch.setattr(retry, "requeue", lambda: asked.append("requeue"))
+    monkeypatch.setattr(retry, "requeue", lambda: asked.append("requeue") or True)
     return asked
 
 
@@ -59,9 +59,46 @@ def test_time_limit_before_anything_is_saved_counts_as_a_crash(
     monkeypatch.setattr(job, "is_running", lambda: False)
     monkeypatch.setattr(signal, "raise_signal", lambda number: None)
     payload = job.Job(stopped, [], place / "run", limit=limit)
-    with pytest.raises(RunFailed) if expected == "failed" else contextlib.nullcontext():
+    ends = {"failed": RunFailed, "stopped": SystemExit}  # a success would start the follow-ups
+    with pytest.raises(ends[expected]) if expected in ends else contextlib.nullcontext():
         payload()
     assert [event["event"] for event in read_events(place / "run")] == ["started", expected]
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"), [("RUNNING", "failed"), (None, "failed"), ("PENDING", "requeued")]
+)
+def test_job_that_slurm_does_not_requeue_fails(
+    place: Path, inside, monkeypatch, state: str | None, expected: str
+) -> None:
+    """It would end as a success otherwise; SLURM also refuses if it has requeued the job itself."""
+
+    def stopped(words: list[str]) -> None:
+        raise Stopped(signal.SIGUSR2)
+
+    def refuse(number: int) -> None:
+        raise subprocess.CalledProcessError(1, "scontrol")
+
+    monkeypatch.setattr(job, "set_rank_environment", lambda folder: 0)
+    monkeypatch.setattr(job, "own_state", lambda: state)
+    monkeypatch.setattr(signal, "raise_signal", refuse)
+    with pytest.raises(RunFailed) if expected == "failed" else contextlib.nullcontext():
+        job.Job(stopped, [], place / "run")()
+    assert read_events(place / "run")[-1]["event"] == expected
+    retry.main(place / "run", 1, 3)
+    assert inside == (["requeue"] if expected == "failed" else [])
+
+
+def test_signal_after_the_end_of_a_run_does_not_fail_its_job(place: Path, inside) -> None:
+    """While Python exits, its handlers are gone and a signal's default ends the process."""
+    program = (
+        "import atexit, signal; from pathlib import Path; from slurm import job\n"
+        "job.set_rank_environment = lambda folder: 0\n"
+        "atexit.register(signal.raise_signal, signal.SIGUSR2)\n"
+        "job.Job(print, [], Path('run'))()\n"
+    )
+    environment = os.environ | {"SUBMITIT_EXECUTOR": "slurm"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
 
 
 @pytest.mark.parametrize("delay", [120, 3000])
@@ -98,6 +135,7 @@ def test_crash_restarts_until_there_is_no_progress(place: Path, inside, monkeypa
         ("failed", {}, "retried"),  # of a damaged disk
         ("retried", {}, "retried"),
         ("requeued", {"step": 3}, "requeued"),
+        ("stopped", {"step": 3}, "stopped"),
         ("finished", {}, "finished"),
     ],
 )
@@ -119,6 +157,12 @@ def test_hung_job_restarts_with_its_reason(place: Path, inside) -> None:
     last = read_events(place)[-1]
     assert last["event"] == "retried"
     assert last["sentence"].startswith("no step or batch finished within step_timeout")
+
+
+def test_job_that_slurm_refuses_to_requeue_is_given_up(place: Path, inside, monkeypatch) -> None:
+    monkeypatch.setattr(retry, "requeue", lambda: False)
+    assert retry.main(place, 1, 3) == 1
+    assert read_events(place)[-1]["event"] == "given up"
 
 
 def test_succeeded_or_cancelled_job_is_not_restarted(place, inside, monkeypatch) -> None:
@@ -157,6 +201,7 @@ def test_stop_deadline_ends_a_blocked_process(place: Path) -> None:
 def test_job_is_requeued_by_its_id(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(job, "PAUSES", (0,))
     scontrol = tmp_path / "scontrol"
     for status_of, queued in ((0, True), (1, False)):
         scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\nexit {status_of}\n')
@@ -165,6 +210,33 @@ def test_job_is_requeued_by_its_id(tmp_path: Path, monkeypatch) -> None:
         assert (tmp_path / "asked").read_text() == "requeue 12\n"
     monkeypatch.setenv("PATH", "/nowhere")
     assert not job.requeue()
+
+
+def test_busy_controller_is_asked_again(inside, monkeypatch) -> None:
+    answers = iter([None, None, "RUNNING"])
+    monkeypatch.setattr(job, "PAUSES", (0, 0))
+    monkeypatch.setattr(job, "job_state", lambda job: next(answers))
+    assert job.is_running()
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("ModuleNotFoundError: No module named 'submitit'", "ModuleNotFoundError: No module"),
+        ("srun: fatal: SLURM_MEM_PER_CPU and SLURM_MEM_PER_NODE are", "srun: fatal: SLURM_MEM"),
+        ("srun: error: Unable to create step: busy", "srun: error: Unable to create step"),
+        ("srun: unrecognized option '--x'", "srun: unrecognized option"),
+        ("step 3/9 | loss 0.1", ""),
+    ],
+)
+def test_cause_of_a_job_that_ends_before_its_run_is_its_last_error(
+    tmp_path: Path, message: str, expected: str
+) -> None:
+    text = f"{START}\n{message}\nsrun: error: n1: task 0: Exited with exit code 1\n"
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "7_0_log.err").write_text(text)
+    assert retry.cause(tmp_path, "7", [], 1).startswith(expected)
+    assert bool(retry.cause(tmp_path, "7", [], 1)) == bool(expected)
 
 
 @pytest.mark.parametrize(

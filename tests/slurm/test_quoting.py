@@ -118,15 +118,15 @@ def test_any_word_stays_one_word_or_is_refused(place: Path, word: str) -> None:
 @pytest.mark.parametrize("name", [*HOSTILE, "plain"], ids=ascii)
 def test_hostile_run_folder_stays_one_word_or_is_refused(name: str, place: Path) -> None:
     """Its path is passed to srun, Python, PYTHONPATH and sbatch's file name patterns."""
-    from slurm.submission import _check_path
+    from slurm.preflight import check_path
 
     root = Path(name)
     bad = [each for each in name if each in ":\\'\"" or not each.isprintable()]
     if bad:
         with pytest.raises(UserError, match="which SLURM or Python would misread"):
-            _check_path(root)
+            check_path(root)
         return
-    _check_path(root)
+    check_path(root)
     script = launcher(ClusterConfig(), place, name).script()
     folder = str(place / name / "slurm")
     words = run(script, place)

@@ -19,6 +19,11 @@ def test_jobs_that_only_accounting_knows_are_read_from_sacct(monkeypatch) -> Non
     assert job_states(["7", "8_1", "9"]) == known
 
 
+def test_default_filters_of_a_user_hide_no_jobs(monkeypatch) -> None:
+    monkeypatch.setenv("SQUEUE_PARTITION", "long")
+    assert "SQUEUE_" not in (squeue.run_program("env") or "")
+
+
 def test_queue_is_read_with_requeues_and_elements_of_arrays(cluster: Cluster, monkeypatch) -> None:
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
     array = cluster.submit("--hold", "--array=0-1", "--output=/dev/null", "--wrap=true")

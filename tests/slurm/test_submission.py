@@ -197,6 +197,58 @@ def test_submit_without_slurm_is_refused(place, monkeypatch, capsys) -> None:
     assert "; choose from pretrain, finetune, supervised, knn, linear-probe, evaluate, b" in refused
 
 
+@pytest.fixture
+def programs(place: Path, monkeypatch) -> Path:
+    """Put fake SLURM programs first in PATH, and return their folder; sbatch logs its variables."""
+    folder = place / "bin"
+    folder.mkdir()
+    for name in ("srun", "squeue", "scontrol", "scancel", "sacct", "sbatch"):
+        (folder / name).write_text(f'#!/bin/sh\necho "$@" >> {folder}/{name}.log\n')
+        (folder / name).chmod(0o755)
+    with (folder / "sbatch").open("a") as sbatch:
+        sbatch.write(f"env > {folder}/variables\necho Submitted batch job 7\n")
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    return folder
+
+
+def test_job_inherits_the_cluster_but_not_the_job_that_submits_it(
+    programs: Path, monkeypatch
+) -> None:
+    """Nor does a variable override the script, as sbatch prefers variables to it."""
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "lab", "SBATCH_GRES": "x:1"}
+    dropped = {
+        "SLURM_ARRAY_JOB_ID": "3", "SLURM_MEM_PER_CPU": "9", "SLURM_RESTART_COUNT": "1",
+        "RANK": "0", "SBATCH_PARTITION": "long", "SBATCH_TIMELIMIT": "7", "SBATCH_WAIT": "1",
+        "SBATCH_NO_REQUEUE": "1", "SBATCH_JOB_NAME": "x", "SBATCH_MEM_PER_NODE": "9",
+    }  # fmt: skip
+    for name, value in (kept | dropped).items():
+        monkeypatch.setenv(name, value)
+    assert main(["submit", "pretrain", *RUN, "--partition=gpu", "--memory_gb=1"]) == 0
+    lines = (programs / "variables").read_text().splitlines()
+    assert {f"{name}={value}" for name, value in kept.items()} <= set(lines)
+    assert dropped.keys() & {line.partition("=")[0] for line in lines} == set()
+    assert os.environ["SLURM_ARRAY_JOB_ID"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence"), [(0, "was cancelled"), (1, "cancel it with scancel 7")]
+)
+def test_chain_that_slurm_refuses_halfway_is_cancelled(
+    programs: Path, capsys, status: int, sentence: str
+) -> None:
+    """A busy controller may refuse any of its jobs."""
+    with (programs / "sbatch").open("a") as sbatch:
+        sbatch.write(f'[ "$1" = --test-only ] || [ $(wc -l < {programs}/sbatch.log) -lt 4 ]\n')
+    with (programs / "scancel").open("a") as scancel:
+        scancel.write(f"exit {status}\n")
+    assert main(["submit", "pretrain", *RUN, "--then=knn"]) == 2
+    shown = capsys.readouterr()
+    assert "SLURM refuses the job" in shown.err
+    assert sentence in shown.err
+    assert shown.out == ""
+    assert (programs / "scancel.log").read_text() == "7\n"
+
+
 def test_job_imports_the_copied_code(place: Path) -> None:
     code = snapshot(place / "slurm")
     assert snapshot(place / "slurm") == code
