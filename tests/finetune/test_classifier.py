@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import timm
@@ -18,7 +19,6 @@ from user_errors import error_of
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.run_folder import read_classifier_config
-from finetune.scores import score
 from finetune.training import periodic_evaluation
 from finetune.training.classifier import classifier_step
 from finetune.training.model import build_classifier
@@ -29,12 +29,9 @@ from mae_et.cli.main import main
 from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import DataConfig
 from mae_et.data.prepare import prepare
-from mae_et.data.sources.synthetic import Synthetic
 from mae_et.io.metrics_file import SCORES, read_metrics
 from mae_et.io.seals import read_sealed, seal
 from mae_et.monitoring.logger import RunLogger
-from mae_et.runtime import distributed
-from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.step import update
 
 SMALL = """
@@ -94,6 +91,16 @@ def scored_run(tmp_path_factory) -> tuple[Path, dict]:
     return config.output.dir, classify(config)
 
 
+def classify_until(owner: object, name: str, config: ClassifierConfig) -> None:
+    """Train a classifier until a function of `owner` is called."""
+    with patch.object(owner, name, side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        classify(config)
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    return [(row["step"], row["val_loss"]) for row in read_metrics(run, SCORES)]
+
+
 def test_evaluating_a_finished_run_gives_its_own_scores(small) -> None:
     config = small(*RECIPE)
     results = classify(config)
@@ -125,10 +132,10 @@ def test_a_probe_does_not_change_the_encoder(small, encoder: Path, probe: str) -
     for name in shared:
         assert torch.equal(before[name], after[name]), name
     head = "head.1.weight" if probe == "linear" else "head.weight"
-    fresh = build_classifier(config.model, 10).state_dict()[head]
     torch.manual_seed(config.seed)
-    assert not torch.equal(after[head], build_classifier(config.model, 10).state_dict()[head])
+    fresh = build_classifier(config.model, 10).state_dict()[head]
     assert after[head].shape == fresh.shape
+    assert not torch.equal(after[head], fresh)
     again = evaluate(EvaluateConfig(config.output.dir, device="cpu", num_workers=0))
     assert again["top1"] == results["top1"]
 
@@ -164,10 +171,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(small, flag
     classify(config)
     weights = [(c.output.dir / "model.safetensors").read_bytes() for c in (whole, config)]
     assert weights[0] == weights[1]
-    scores = [
-        [row["val_loss"] for row in read_metrics(c.output.dir, SCORES)] for c in (whole, config)
-    ]
-    assert scores[0] == scores[1]
+    assert losses(config.output.dir) == losses(whole.output.dir)
     assert len(list_checkpoints(config.output.dir / "checkpoints")) == 2
 
 
@@ -176,32 +180,22 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(small, flag
     [(PeriodicEvaluation, "do"), (periodic_evaluation, "write_weights"), (RunLogger, "log_scores")],
 )
 def test_a_run_killed_before_its_score_ends_like_an_uninterrupted_one(
-    small, scored_run, monkeypatch, owner: object, name: str
+    small, scored_run, owner: object, name: str
 ) -> None:
     """With all scores, and the best weights of the step that is named, whichever came first."""
     config = small("--output.checkpoint_every=10")
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, _interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            classify(config)
+    classify_until(owner, name, config)
     results = classify(config)
     whole, expected = scored_run
     assert results["best_step"] == expected["best_step"]
     best = [(folder / "best.safetensors").read_bytes() for folder in (whole, config.output.dir)]
     assert best[0] == best[1]
-    scores = [
-        [(row["step"], row["val_loss"]) for row in read_metrics(folder, SCORES)]
-        for folder in (whole, config.output.dir)
-    ]
-    assert scores[0] == scores[1]
+    assert losses(config.output.dir) == losses(whole)
 
 
-def test_a_damaged_description_of_the_classes_is_refused_on_resume(small, monkeypatch) -> None:
+def test_a_damaged_description_of_the_classes_is_refused_on_resume(small) -> None:
     config = small()
-    with monkeypatch.context() as patch:
-        patch.setattr(sys.modules[classify.__module__], "finish", _interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            classify(config)
+    classify_until(sys.modules[classify.__module__], "finish", config)
     path = config.output.dir / "classes.json"
     about = read_sealed(path)
     for damage in ({"classes": 3}, {"encoder": "hf-hub:some/body"}, {"encoder_num_heads": "2"}):
@@ -213,16 +207,11 @@ def test_a_damaged_description_of_the_classes_is_refused_on_resume(small, monkey
         classify(config)
 
 
-def test_a_backbone_s_folder_may_be_gone_on_resume_and_evaluation(
-    small, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_backbone_s_folder_may_be_gone_on_resume_and_evaluation(small, tmp_path: Path) -> None:
     network = timm.create_model("test_resnet", stem_width=8, num_classes=3)
     save_for_hf(network, tmp_path / "published")
     config = small(*RESNET, f"--model.backbone=local-dir:{tmp_path / 'published'}")
-    with monkeypatch.context() as patch:
-        patch.setattr(sys.modules[classify.__module__], "finish", _interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            classify(config)
+    classify_until(sys.modules[classify.__module__], "finish", config)
     shutil.rmtree(tmp_path / "published")
     top1 = classify(config)["top1"]
     assert evaluate(EvaluateConfig(config.output.dir, num_workers=0))["top1"] == top1
@@ -234,10 +223,6 @@ def test_a_backbone_s_folder_may_be_gone_on_resume_and_evaluation(
         path.write_text(json.dumps(seal(about | {"backbone": backbone})))
         with pytest.raises(UserError, match=sentence):
             evaluate(EvaluateConfig(config.output.dir))
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def test_images_without_a_label_are_refused_before_training(small, tmp_path: Path) -> None:
@@ -280,61 +265,18 @@ def test_a_classifier_s_run_folder_is_fine_tuned_evaluated_and_probed(small, cap
     assert "run that is not finished" in capsys.readouterr().err
 
 
-def test_scores_equal_scikit_learn_s_and_each_image_counts_once_over_ranks(monkeypatch) -> None:
-    from sklearn.metrics import confusion_matrix, top_k_accuracy_score
-
-    source = Synthetic(53, 32)
-    data = DataConfig(mean=(0.5,), std=(0.5,), eval_crop=1.0)
-    torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
-    cpu = torch.device("cpu")
-    whole = score(network, source, data, 32, DistributedContext(0, 1, cpu), None, 8, 0)
-    from mae_et.data.transforms import EvalDataset, normalise
-
-    view = EvalDataset(source, data, 32)
-    pixels = normalise(torch.stack([view[i][0] for i in range(53)]), data.mean, data.std)
-    labels = torch.tensor([view[i][1] for i in range(53)])
-    with torch.no_grad():
-        logits = network(pixels)
-    assert whole.confusion.tolist() == confusion_matrix(labels, logits.argmax(1)).tolist()
-    assert torch.equal(whole.correct, whole.confusion.diagonal())
-    assert torch.equal(whole.images, labels.bincount(minlength=10))
-    summary = whole.summary()
-    assert summary["top1"] == pytest.approx(100 * int(whole.correct.sum()) / 53, abs=1e-3)
-    top5 = top_k_accuracy_score(labels, logits.numpy(), k=5)
-    assert summary["top5"] == pytest.approx(100 * top5, abs=1e-3)
-    assert summary["val_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-4)
-    half = score(network, source, data, 32, DistributedContext(0, 1, cpu), torch.bfloat16, 8, 0)
-    assert whole.loss != half.loss == pytest.approx(whole.loss, rel=0.01)
-    monkeypatch.setattr(distributed, "all_reduce_sum", lambda values, world: values)
-    parts = [
-        score(network, source, data, 32, DistributedContext(r, 3, cpu), None, 8, 0)
-        for r in range(3)
-    ]
-    assert torch.equal(sum(part.confusion for part in parts), whole.confusion)
-    assert torch.equal(sum(part.predicted for part in parts), whole.confusion.sum(0))
-    assert sum(part.top5 for part in parts) == whole.top5
-    monkeypatch.setattr(sys.modules[score.__module__], "MAX_CONFUSION_CLASSES", 9)
-    assert (
-        score(network, source, data, 32, DistributedContext(0, 1, cpu), None, 8, 0).confusion
-        is None
-    )
-
-
 def test_evaluation_reads_mae_s_layout_and_writes_tables(small, tmp_path) -> None:
     config = small()
     results = classify(config)
     weights = load_file(config.output.dir / "model.safetensors")
     torch.save({"model": weights}, tmp_path / "mae_finetuned.pth")
-    found = evaluate(
-        EvaluateConfig(
-            tmp_path / "mae_finetuned.pth", data=config.data, image_size=32, encoder_num_heads=2,
-            output=tmp_path / "tables", device="cpu", num_workers=0,
-        )
+    config = EvaluateConfig(
+        tmp_path / "mae_finetuned.pth", data=config.data, image_size=32, encoder_num_heads=2,
+        output=tmp_path / "tables", device="cpu", num_workers=0,
     )  # fmt: skip
+    found = evaluate(config)
     assert found["top1"] == results["top1"]
-    with (tmp_path / "tables" / "confusion.csv").open() as file:
-        rows = list(csv.reader(file))
+    rows = list(csv.reader((tmp_path / "tables" / "confusion.csv").read_text().splitlines()))
     assert len(rows) == 11
     total = sum(int(n) for row in rows[1:] for n in row[1:])
     right = sum(int(rows[i + 1][i + 1]) for i in range(10))
@@ -345,66 +287,42 @@ def test_evaluation_reads_mae_s_layout_and_writes_tables(small, tmp_path) -> Non
 
 def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, capsys) -> None:
     small()
-    base = ["finetune", f"--config={tmp_path / 'small.yaml'}", f"--output.dir={tmp_path / 'r'}"]
-    base.append("--data.name=synthetic")
+    base = ["finetune", f"--config={tmp_path / 'small.yaml'}", f"--output.dir={tmp_path / 'r'}",
+            "--data.name=synthetic"]  # fmt: skip
     mine = [*base, f"--checkpoint={encoder}"]
+
+    def backbone(name: str, *flags: str) -> list[str]:
+        return [*base, f"--model.backbone={name}", "--model.encoder_num_heads=null", *flags]
+
+    two = "--curriculum={preset: custom, stages: [{bandwidth: 32}, {bandwidth: 64}]}"
     for sentence, arguments in {
-        "encoder_num_heads 3 does not divide the width 32": [
-            *mine,
-            "--model.encoder_num_heads=3",
-        ],
+        "encoder_num_heads 3 does not divide the width 32": [*mine, "--model.encoder_num_heads=3"],
         "image_size 32 x 60 is not a multiple": [*mine, "--model.image_size=[32, 60]"],
         "model.image_size must be positive": [*mine, "--model.image_size=[0, 64]"],
         "model.image_size must be": [*mine, "--model.image_size=[64, 64, 64]"],
         "micro-batches of even size": [*mine, "--recipe.mixup=1", "--efficiency.micro_batch=1"],
         "model.drop_path needs a trained network": [
-            *mine,
-            "--model.probe=linear",
-            "--model.drop_path=0.1",
+            *mine, "--model.probe=linear", "--model.drop_path=0.1",
         ],
         "model.patch_size must be positive": [*mine, "--model.patch_size=-8"],
         "output.evaluate_every must be": [*mine, "--output.evaluate_every=often"],
-        "batch norm needs micro-batches": [
-            *base,
-            *RESNET,
-            "--efficiency.micro_batch=1",
-        ],
-        "this network does not support it": [
-            *base,
-            "--model.backbone=dla46_c",
-            "--efficiency.gradient_checkpointing=true",
-            "--model.encoder_num_heads=null",
-        ],
-        "does not accept the curriculum's images of 32 pixels": [
-            *base,
-            "--model.backbone=halonet26t",
-            "--model.encoder_num_heads=null",
-        ],
-        "the curriculum's images of 32 pixels (": [  # found while FLOPs are counted
-            *base,
-            "--model.backbone=halonet26t",
-            "--model.encoder_num_heads=null",
-            "--curriculum.cost=flops",
-        ],
-        "32 pixels; with --curriculum.preset constant all have 64 (Input height": [
-            *base,
-            "--model.backbone=test_vit_relpos",
-            "--model.encoder_num_heads=null",
-            "--model.image_size=64",
-            "--curriculum={preset: custom, stages: [{bandwidth: 32}, {bandwidth: 64}]}",
-        ],
-        "model.drop_path: timm's densenet121 has none": [
-            *base,
-            "--model.backbone=densenet121",
-            "--model.encoder_num_heads=null",
-            "--model.drop_path=0.1",
-        ],
+        "batch norm needs micro-batches": [*base, *RESNET, "--efficiency.micro_batch=1"],
+        "this network does not support it": backbone(
+            "dla46_c", "--efficiency.gradient_checkpointing=true"
+        ),
+        "does not accept the curriculum's images of 32 pixels": backbone("halonet26t"),
+        "the curriculum's images of 32 pixels (":  # found while FLOPs are counted
+            backbone("halonet26t", "--curriculum.cost=flops"),
+        "32 pixels; with --curriculum.preset constant all have 64 (Input height":
+            backbone("test_vit_relpos", "--model.image_size=64", two),
+        "model.drop_path: timm's densenet121 has none":
+            backbone("densenet121", "--model.drop_path=0.1"),
         "batch_size must be positive": ["evaluate", f"--checkpoint={encoder}", "--batch_size=0"],
         "recipe.mixup must not be negative, got inf": [*mine, "--recipe.mixup=.inf"],
         "recipe.erasing must lie": [*mine, "--recipe.erasing=1"],
         "optim.layer_decay must lie": [*mine, "--optim.layer_decay=0"],
         "is not a classifier": ["evaluate", f"--checkpoint={encoder}", "--data.name=synthetic"],
-    }.items():
+    }.items():  # fmt: skip
         assert main(arguments) == 2, sentence
         *notices, error = error_of(capsys.readouterr().err).splitlines()
         known = ("no statistics", "held out", "published recipes")
