@@ -6,12 +6,13 @@ import json
 import os
 import random
 import shutil
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
 import torch
 from hostile import broken, changed, encoded, noise, unreadable, unusual
-from image_files import write_shard
+from image_files import write_files, write_shard
 from PIL import Image
 from steps import before_step, signal_at
 
@@ -35,14 +36,6 @@ from mae_et.io.metrics_file import read_metrics
 from mae_et.training.plan import micro_batch_size
 
 PLAN = Curriculum.preset("etpp", 32, 8).plan(6, 30, 10)
-NEVER = "cannot read the image"
-
-
-def write(root: Path, files: dict[str, bytes]) -> Path:
-    root.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (root / name).write_bytes(content)
-    return root
 
 
 def views(root: Path, **data: object) -> list:
@@ -65,7 +58,7 @@ def place_in(view, number: int):
 
 @pytest.mark.parametrize("name", unusual())
 def test_unusual_files_decode_in_every_view(tmp_path: Path, name: str) -> None:
-    write(tmp_path / "train", {name: unusual()[name]})
+    write_files(tmp_path / "train", {name: unusual()[name]})
     for view, side in zip(views(tmp_path), [(32, 32)] * 4 + [(24, 32)], strict=True):
         shown = view[place_in(view, 0)][0]
         assert shown.shape == (3, *side)
@@ -74,18 +67,18 @@ def test_unusual_files_decode_in_every_view(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", [*broken(), *unreadable()])
 def test_unreadable_files_are_named_in_every_view(tmp_path: Path, name: str) -> None:
-    root = write(tmp_path / "train", {n: c for n, c in broken().items() if n == name})
+    root = write_files(tmp_path / "train", {n: c for n, c in broken().items() if n == name})
     if name in unreadable():
         unreadable()[name](root / name)
     for view in views(tmp_path):
         with pytest.raises(Unreadable) as caught:
             view[place_in(view, 0)]
-        assert str(caught.value).startswith(f"{NEVER} {root / name}: ")
+        assert str(caught.value).startswith(f"cannot read the image {root / name}: ")
         assert "\n" not in str(caught.value)
 
 
 def test_a_file_without_read_permission_is_named(tmp_path: Path) -> None:
-    write(tmp_path / "train", {"0.png": encoded(noise(), "PNG")})
+    write_files(tmp_path / "train", {"0.png": encoded(noise(), "PNG")})
     (tmp_path / "train" / "0.png").chmod(0)
     view, user = views(tmp_path)[0], os.geteuid()
     if user == 0:  # who may read everything
@@ -98,7 +91,7 @@ def test_a_file_without_read_permission_is_named(tmp_path: Path) -> None:
 
 
 def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
-    write(tmp_path / "train", {n: c for n, c in unusual().items() if "animated" in n})
+    write_files(tmp_path / "train", {n: c for n, c in unusual().items() if "animated" in n})
     source = open_dataset(DataConfig(root=tmp_path), "train")
     first, second = (as_tensor(noise(seed=seed)).float() for seed in (0, 1))
     for number in range(3):
@@ -117,10 +110,8 @@ def test_images_are_limited_in_pixels_and_20_000_a_side_is_allowed(monkeypatch) 
 @pytest.mark.slow
 def test_an_image_of_20_000_pixels_a_side_decodes_in_every_view(tmp_path: Path) -> None:
     """It takes 4 GiB where all of it is decoded."""
-    (tmp_path / "train").mkdir()
-    noise(500, 500).resize((20_000, 20_000), Image.Resampling.NEAREST).save(
-        tmp_path / "train" / "0.jpg", quality=50
-    )
+    large = noise(500, 500).resize((20_000, 20_000), Image.Resampling.NEAREST)
+    write_files(tmp_path / "train", {"0.jpg": encoded(large, "JPEG", quality=50)})
     for view in views(tmp_path)[:4]:
         assert view[place_in(view, 0)][0].shape == (3, 32, 32)
 
@@ -129,19 +120,14 @@ def test_very_long_images_are_trimmed_before_they_are_scaled() -> None:
     """The middle is what a central view shows, whatever lies at the ends."""
     config, wide = DataConfig(eval_crop=1.0), noise(10, 160)
 
-    class One:
-        classes = ()
-
-        def __init__(self, image):
-            self.image = image
-
-        def __getitem__(self, _):
-            return self.image, 0
-
-    usual = EvalDataset(One(wide), config, 16)[0][0]
     longer = Image.new("RGB", (2160, 10))
     longer.paste(wide, (1000, 0))
-    assert torch.equal(EvalDataset(One(longer), config, 16)[0][0], usual)
+
+    class Images(list):
+        classes = ()
+
+    usual, trimmed = EvalDataset(Images([(wide, 0), (longer, 0)]), config, 16)
+    assert torch.equal(trimmed[0], usual[0])
 
 
 # --- another image in its place -------------------------------------------------------------------
@@ -151,8 +137,8 @@ def test_very_long_images_are_trimmed_before_they_are_scaled() -> None:
 def folders(tmp_path: Path) -> tuple[Path, Path]:
     """Return a folder of 30 images, and a copy with two unreadable ones."""
     files = {f"{n:02d}.png": encoded(noise(seed=n), "PNG") for n in range(30)}
-    clean = write(tmp_path / "clean" / "train", files)
-    spoilt = write(tmp_path / "spoilt" / "train", files)
+    clean = write_files(tmp_path / "clean" / "train", files)
+    spoilt = write_files(tmp_path / "spoilt" / "train", files)
     (spoilt / "07.png").write_bytes(b"")
     (spoilt / "21.png").write_bytes(files["21.png"][:200])
     return clean.parent, spoilt.parent
@@ -204,9 +190,8 @@ def test_the_loader_fails_when_no_image_can_be_read(folders) -> None:
     assert WithSubstitutes(view)[SampleIndex(7, 0, 0)].replaced.tolist() == [7, 0, 0]
     for path in (root / "train").iterdir():
         path.unlink()
-    with pytest.raises(
-        RunFailed, match=rf"07\.png.*; neither can {ATTEMPTS} random substitutes be read"
-    ):
+    sentence = rf"07\.png.*; neither can {ATTEMPTS} random substitutes be read"
+    with pytest.raises(RunFailed, match=sentence):
         WithSubstitutes(view)[SampleIndex(7, 0, 0)]
 
 
@@ -215,31 +200,23 @@ def test_folders_tar_shards_and_prepared_shards_substitute_alike(folders, tmp_pa
     root = folders[1]
     files = {path.name: path.read_bytes() for path in sorted((root / "train").iterdir())}
     write_shard(tmp_path / "tar" / "all-train-0.tar", files)
-    ready = tmp_path / "ready"
-    figures = prepare(
-        PrepareConfig(
-            ready, DataConfig(root=root, max_bad_fraction=0.1), splits=("train",), levels=(24,)
-        )
-    )
+    ready, data = tmp_path / "ready", DataConfig(root=root, max_bad_fraction=0.1)
+    figures = prepare(PrepareConfig(ready, data, splits=("train",), levels=(24,)))
     assert figures["train"]["unreadable"] == 2
     sources = {
         name: open_dataset(DataConfig(name, where), "train")
         for name, where in (("folder", root), ("wds", tmp_path / "tar"), ("shards", ready))
     }
     for number, epoch in itertools.product(range(30), range(2)):
-        shown = [
-            WithSubstitutes(TrainDataset(source, DataConfig(), PLAN, 8, 0))[
-                SampleIndex(number, epoch, 0)
-            ]
+        index = SampleIndex(number, epoch, 0)
+        first, *others = (
+            WithSubstitutes(TrainDataset(source, DataConfig(), PLAN, 8, 0))[index]
             for source in sources.values()
-        ]
-        assert all(
-            torch.equal(a, b) for one in shown[1:] for a, b in zip(shown[0], one, strict=True)
         )
-        assert (shown[0].replaced[0] >= 0) == (number in {7, 21})
-    with pytest.raises(
-        Unreadable, match=r"image 7 of shard 0 .*could not be read when it was prep"
-    ):
+        assert all(all(map(torch.equal, first, other)) for other in others)
+        assert (first.replaced[0] >= 0) == (number in {7, 21})
+    sentence = r"image 7 of shard 0 .*could not be read when it was prepared"
+    with pytest.raises(Unreadable, match=sentence):
         sources["shards"][7]
 
 
@@ -283,15 +260,11 @@ def test_an_interrupted_run_reports_the_same_bad_images(tiny, folders, capsys) -
     with pytest.raises(Interrupted):
         pretrain(config("parts"), step=signal_at(first + 1))
     parts = pretrain(config("parts"))
-    keys = ("step", "loss", "substituted", "unreadable")
-    assert [[r[k] for k in keys] for r in read_metrics(parts)] == [
-        [r[k] for k in keys] for r in rows
-    ]
+    same = itemgetter("step", "loss", "substituted", "unreadable")
+    assert [*map(same, read_metrics(parts))] == [*map(same, rows)]
     assert read_metrics(parts, RECORD) == record
-    again = json.loads((parts / "results.json").read_text())
-    assert {k: again[k] for k in ("loss", "substituted", "unreadable_images")} == {
-        k: results[k] for k in ("loss", "substituted", "unreadable_images")
-    }
+    same = itemgetter("loss", "substituted", "unreadable_images")
+    assert same(json.loads((parts / "results.json").read_text())) == same(results)
 
 
 def test_a_file_deleted_during_a_run_is_skipped_and_a_new_one_ignored(tiny, folders) -> None:
@@ -307,33 +280,24 @@ def test_a_file_deleted_during_a_run_is_skipped_and_a_new_one_ignored(tiny, fold
     assert "No such file" in record[0]["reason"]
 
 
-CLASSIFIER = """
-model: {backbone: test_resnet, image_size: 32}
-curriculum: {preset: constant, epochs: 2, cost: area}
-optim: {batch_size: 10}
-efficiency: {num_workers: 0, device: cpu}
-output: {evaluate_every: 50%, log_every: 2}
-"""
-
-
 def test_a_classifier_substitutes_in_training_and_never_in_evaluation(tmp_path: Path) -> None:
     """A score over fewer images would be another score."""
-    for split, name, count in itertools.product(("train", "val"), "ab", [20]):
-        files = {f"{n}.png": encoded(noise(seed=n), "PNG") for n in range(count)}
-        write(tmp_path / "data" / split / name, files)
-    (tmp_path / "data" / "train" / "a" / "3.png").write_bytes(b"")
-    (tmp_path / "finetune.yaml").write_text(CLASSIFIER)
-    config = load_config(
-        ClassifierConfig,
-        [tmp_path / "finetune.yaml"],
-        [f"--data.root={tmp_path / 'data'}", f"--output.dir={tmp_path / 'run'}",
-         "--data.max_bad_fraction=0.03"],
-    )  # fmt: skip
+    files = {f"{n}.png": encoded(noise(seed=n), "PNG") for n in range(20)}
+    root = tmp_path / "data"
+    for split, name in itertools.product(("train", "val"), "ab"):
+        write_files(root / split / name, files)
+    (root / "train" / "a" / "3.png").write_bytes(b"")
+    flags = [
+        "--model={backbone: test_resnet, image_size: 32}", "--optim.batch_size=10",
+        "--efficiency={num_workers: 0, device: cpu}", f"--output.dir={tmp_path / 'run'}",
+        "--curriculum={preset: constant, epochs: 2, cost: area}", f"--data.root={root}",
+        "--output={evaluate_every: 50%, log_every: 2}", "--data.max_bad_fraction=0.03",
+    ]  # fmt: skip
+    config = load_config(ClassifierConfig, [], flags)
     results = classify(config)
-    assert results["unreadable_images"] == 1
-    assert results["substituted"] == 2
+    assert (results["unreadable_images"], results["substituted"]) == (1, 2)
     (tmp_path / "run").rename(tmp_path / "before")
-    (tmp_path / "data" / "val" / "b" / "5.png").write_bytes(b"")
+    (root / "val" / "b" / "5.png").write_bytes(b"")
     with pytest.raises(Unreadable, match=r"val/b/5\.png: the file is empty"):
         classify(config)
 
@@ -352,13 +316,10 @@ def test_small_datasets_tolerate_some_bad_images(fraction: float, images: int, c
 
 @pytest.mark.parametrize(
     ("bad", "images", "fraction", "limit"),
-    [
-        (5, 44, 0.01, r"0\.01 allows \(4: a tenth of a small dataset, at most 10\): a$"),
-        (11, 500, 0.01, r"0\.01 allows \(10: a tenth of a small dataset, at most 10\): a$"),
-        (21, 2000, 0.01, r"0\.01 allows: a$"),
-        (1, 44, 0.0, r"0 allows: a$"),
-    ],
-)
+    [(5, 44, 0.01, r"0\.01 allows \(4: a tenth of a small dataset, at most 10\): a$"),
+     (11, 500, 0.01, r"0\.01 allows \(10: a tenth of a small dataset, at most 10\): a$"),
+     (21, 2000, 0.01, r"0\.01 allows: a$"), (1, 44, 0.0, r"0 allows: a$")],
+)  # fmt: skip
 def test_too_many_bad_images_are_reported_with_the_limit_that_holds(
     bad: int, images: int, fraction: float, limit: str
 ) -> None:
@@ -375,7 +336,7 @@ def test_any_bytes_decode_or_raise_unreadable(tmp_path: Path, count: int) -> Non
     chance = random.Random(0)
     files = [c for c in (unusual() | broken()).values() if len(c) < 20_000]
     root = tmp_path / "train"
-    write(root, {"x.png": b""})
+    write_files(root, {"x.png": b""})
     view, small = views(tmp_path)[:2]
     read = 0
     for number in range(count):

@@ -199,6 +199,8 @@ def test_command_about_a_fault_selects_a_test(command: str) -> None:
     words = shlex.split(command)
     text = "\n\n\n".join((ROOT / word).read_text() for word in words if word.endswith(".py"))
     tests = [part for part in text.split("\n\n\n") if "def test_" in part]
+    if "slow" in words:
+        tests = [test for test in tests if "mark.slow" in test]
     assert tests
     for part in words[words.index("-k") + 1].split(" or ") if "-k" in words else []:
         wanted = part.split(" and ")

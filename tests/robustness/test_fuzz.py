@@ -7,19 +7,19 @@ import random
 from pathlib import Path
 
 import pytest
-from fuzz.targets import (
-    TARGETS,
+from fuzz.targets import TARGETS
+from fuzz.valid_files import (
     encoder,
     header_of,
     mae_file,
     pickle_of,
     run_checkpoint,
-    seal_if_archive,
     with_header,
     with_pickle,
 )  # fmt: skip
 from fuzz.watch import nothing_runs, within
 from hostile import changed
+from sealing import seal_archive
 
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.store import load_checkpoint
@@ -47,7 +47,7 @@ def test_reassembled_files_still_load(tmp_path: Path) -> None:
     """Otherwise readers would refuse them before reaching the modified part."""
     path = tmp_path / "step-00000001.pt"
     path.write_bytes(with_pickle(run_checkpoint(), pickle_of(run_checkpoint())))
-    seal_if_archive(path)
+    seal_archive(path)
     assert load_checkpoint(path)["step"] == 1
     path.write_bytes(with_pickle(mae_file(), pickle_of(mae_file())))
     assert "pos_embed" in load_weights(path).encoder

@@ -1,16 +1,14 @@
-"""No file runs code, and no file refers outside the folders that the user named."""
+"""No file runs code."""
 
 import argparse
 import ast
 import importlib.util
-import io
 import json
 import os
 import pickle
 import re
 import subprocess
 import sys
-import tarfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,26 +16,24 @@ import numpy as np
 import pytest
 import timm
 import torch
-from fuzz.targets import classifier, hugging_face, prepared, run_checkpoint
+from fuzz.valid_files import classifier, hugging_face, prepared, run_checkpoint
 from fuzz.watch import BAIT, nothing_runs
-from PIL import Image
+from image_files import npy, refusal, save, write_files, write_shard
 from sealing import seal_archive
 
 from finetune.config import ClassifierConfig
 from mae_et import UserError
 from mae_et.checkpoints.encoders import load_encoder
 from mae_et.checkpoints.formats import load_weights
-from mae_et.checkpoints.run_config import read_only_data
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.checkpoints.stored_settings import stored_config
 from mae_et.cli.main import main
 from mae_et.config.data import DataConfig
-from mae_et.config.files import config_from_text, load_config, to_yaml
+from mae_et.config.files import config_from_text, load_config
 from mae_et.config.schema import PretrainConfig
 from mae_et.data.datasets import open_dataset
-from mae_et.data.sources.array_files import write_array
 from mae_et.errors import RunFailed
-from mae_et.io.seals import seal, sealed_bytes, unseal
+from mae_et.io.seals import sealed_bytes
 from slurm.config import ClusterConfig
 
 ROOT = Path(__file__).parents[2]
@@ -106,16 +102,7 @@ def payload(tmp_path: Path, monkeypatch):
 
 def save_objects(path: Path, payload: Payload) -> None:
     """Write a pickled array under a checksum that matches."""
-    file = io.BytesIO()
-    np.save(file, np.array([payload], dtype=object), allow_pickle=True)
-    path.write_bytes(sealed_bytes(file.getvalue()))
-
-
-def write(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
+    path.write_bytes(sealed_bytes(npy(np.array([payload], dtype=object))))
 
 
 @pytest.mark.parametrize("name", ["file.pth", "file.safetensors", "file.bin"])
@@ -179,27 +166,25 @@ def test_arguments_of_timm_name_no_other_file(
 
 
 def test_pickle_in_a_classifier_folder_is_refused(payload: Payload, tmp_path: Path) -> None:
-    write(tmp_path, classifier())
+    write_files(tmp_path, classifier())
     torch.save({"model": payload}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"is refused: it holds posix\.mkdir|cannot be read"):
         load_weights(tmp_path)
 
 
 def test_pickle_in_a_listing_is_refused(payload: Payload, tmp_path: Path) -> None:
-    save_png(tmp_path / "data" / "train" / "a" / "b.png")
+    save(tmp_path / "data" / "train" / "a" / "b.png")
     config = DataConfig(root=tmp_path / "data", listing=tmp_path / "kept")
     open_dataset(config, "train")
     (kept,) = (tmp_path / "kept").iterdir()
     save_objects(kept, payload)
-    with pytest.raises(UserError, match=r"listing .* is damaged"):
-        open_dataset(config, "train")
+    assert f"the listing {kept} is damaged" in refusal(config)
 
 
 def test_pickle_in_a_prepared_index_is_refused(payload: Payload, tmp_path: Path) -> None:
-    write(tmp_path / "train", prepared())
+    write_files(tmp_path / "train", prepared())
     save_objects(tmp_path / "train" / "00000.npy", payload)
-    with pytest.raises(UserError, match=r"index .* is damaged"):
-        open_dataset(DataConfig(name="shards", root=tmp_path), "train")
+    assert re.search("index .* is damaged", refusal(DataConfig(name="shards", root=tmp_path)))
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.png"])
@@ -207,13 +192,11 @@ def test_pickle_in_a_prepared_index_is_refused(payload: Payload, tmp_path: Path)
 def test_pickle_in_an_image_is_refused(
     payload: Payload, tmp_path: Path, name: str, source: str
 ) -> None:
-    place = tmp_path / "train" / "a" / name
-    place.parent.mkdir(parents=True)
-    with place.open("wb") as file:
-        np.save(file, np.array([payload], dtype=object), allow_pickle=True)
+    files = {name: npy(np.array([payload], dtype=object))}
     if source == "wds":
-        with tarfile.open(tmp_path / "train" / "0.tar", "w") as archive:
-            archive.add(place, name)
+        write_shard(tmp_path / "train" / "0.tar", files)
+    else:
+        write_files(tmp_path / "train" / "a", files)
     opened = open_dataset(DataConfig(name=source, root=tmp_path), "train")
     with pytest.raises(RunFailed, match="cannot read the image"):
         opened[0]
@@ -266,7 +249,9 @@ def test_config_that_names_a_class_or_file_is_refused(
 def test_config_in_a_checkpoint_that_names_a_class_is_refused(
     payload: Payload, tmp_path: Path
 ) -> None:
-    state = torch.load(write(tmp_path, {"c.pt": run_checkpoint()}) / "c.pt", weights_only=True)
+    state = torch.load(
+        write_files(tmp_path, {"c.pt": run_checkpoint()}) / "c.pt", weights_only=True
+    )
     torch.save(state | {"config": CONFIGS[2]}, tmp_path / "c.pt")
     with pytest.raises(UserError, match="a config names no class"):
         load_weights(tmp_path / "c.pt")
@@ -303,110 +288,6 @@ def test_whole_run_and_its_evaluation_unpickle_nothing(tmp_path: Path, tiny_yaml
         assert main(knn) == 0
 
 
-# --- paths in files -------------------------------------------------------------------------------
-
-
-def save_png(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 8)).save(path)
-
-
-@pytest.mark.parametrize("name", [b"../secret.png", b"/etc/passwd", b"a/../../secret.png", b"a\0b"])
-def test_listing_with_paths_outside_its_folder_is_refused(tmp_path: Path, name: bytes) -> None:
-    save_png(tmp_path / "data" / "train" / "a" / "b.png")
-    save_png(tmp_path / "data" / "secret.png")
-    config = DataConfig(root=tmp_path / "data", listing=tmp_path / "kept")
-    open_dataset(config, "train")
-    (kept,) = (tmp_path / "kept").iterdir()
-    np.save(kept, np.array([name + b"!"], dtype=np.bytes_))
-    array = np.load(kept)
-    array[0] = name
-    write_array(kept, array)
-    with pytest.raises(UserError, match=r"outside of the folder\): delete it"):
-        open_dataset(config, "train")
-
-
-@pytest.mark.parametrize("level", ["/../../../secret", "../x", 8.5, True, 0, -8, None])
-def test_prepared_split_with_invalid_levels_is_refused(tmp_path: Path, level: object) -> None:
-    files = prepared()
-    about = unseal(json.loads(files["split.json"])) | {"levels": [level]}
-    write(tmp_path / "train", files | {"split.json": json.dumps(seal(about)).encode()})
-    with pytest.raises(UserError, match=r"split.json is damaged"):
-        open_dataset(DataConfig(name="shards", root=tmp_path), "train")
-
-
-def test_prepared_index_beyond_its_archive_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "train", prepared())
-    rows = np.load(tmp_path / "train" / "00000.npy")
-    rows["size"] = 2**62
-    write_array(tmp_path / "train" / "00000.npy", rows)
-    with pytest.raises(RunFailed, match="the archive ends before it"):
-        open_dataset(DataConfig(name="shards", root=tmp_path), "train")[0]
-
-
-def test_archive_members_are_never_extracted(tmp_path: Path) -> None:
-    save_png(tmp_path / "p.png")
-    (tmp_path / "train").mkdir()
-    with tarfile.open(tmp_path / "train" / "0.tar", "w") as archive:
-        archive.add(tmp_path / "p.png", "../../../evil.png")
-        link = tarfile.TarInfo("passwd.png")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(link)
-    before = sorted(tmp_path.rglob("*"))
-    with nothing_runs(tmp_path):
-        source = open_dataset(DataConfig(name="wds", root=tmp_path), "train")
-        assert len(source) == 1  # the link is no image
-        assert source[0][0].size == (8, 8)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize("label", ["-2", "999999999999", "1" * 70])
-def test_out_of_range_label_is_refused(tmp_path: Path, label: str) -> None:
-    (tmp_path / "a.png").write_bytes(b"")
-    (tmp_path / "a.cls").write_text(label)
-    (tmp_path / "train").mkdir()
-    with tarfile.open(tmp_path / "train" / "0.tar", "w") as archive:
-        archive.add(tmp_path / "a.png", "a.png")
-        archive.add(tmp_path / "a.cls", "a.cls")
-    with pytest.raises(UserError, match="not a readable WebDataset shard"):
-        open_dataset(DataConfig(name="wds", root=tmp_path), "train")
-
-
-def test_paths_in_a_checkpoint_are_never_written_to(tmp_path: Path) -> None:
-    """An untrusted checkpoint names an output, a listing and a download; none is used."""
-    evil = tmp_path / "evil"
-    config = load_config(
-        PretrainConfig, [],
-        [f"--output.dir={evil / 'run'}", f"--data.listing={evil / 'kept'}",
-         f"--data.root={evil / 'data'}", "--data.name=cifar10"],
-    )  # fmt: skip
-    state = torch.load(write(tmp_path, {"c.pt": run_checkpoint()}) / "c.pt", weights_only=True)
-    text = to_yaml(config)
-    model = to_yaml(stored_config(tmp_path / "c.pt"))
-    text = model[: model.index("data:")] + text[text.index("data:") :]
-    torch.save(state | {"config": text}, tmp_path / "c.pt")
-    save_png(tmp_path / "own.png")
-    home = tmp_path / "home"
-    with nothing_runs(home):
-        home.mkdir()
-        given = [f"--checkpoint={tmp_path / 'c.pt'}"]
-        assert main(["knn", *given]) == 2  # its data are not there, and are not fetched
-        images = [f"--images=[{tmp_path / 'own.png'}]", f"--output={home / 'p.png'}"]
-        assert main(["reconstruct", *given, *images, "--device=cpu"]) == 0
-        assert main(["export", *given, "--format=timm", f"--output={home / 'e.safetensors'}"]) == 0
-    assert not evil.exists()
-    assert {path.name for path in home.iterdir()} >= {"p.png", "e.safetensors"}
-
-
-def test_stored_data_config_is_read_only(tmp_path: Path) -> None:
-    stored = DataConfig(name="cifar10", root=tmp_path, listing=tmp_path)
-    assert read_only_data(stored) == DataConfig(name="cifar10", root=tmp_path, download=False)
-    assert read_only_data(DataConfig(name="cifar10")).download  # to our own data/cifar10
-    gone = DataConfig(name="hfds/x", root=tmp_path / "gone")
-    assert read_only_data(gone).root is None
-    assert read_only_data(DataConfig(name="hfds/x", root=tmp_path)).root == tmp_path
-
-
 # --- downloads ------------------------------------------------------------------------------------
 
 HUB = "vit_tiny_patch16_224.augreg_in21k"
@@ -417,7 +298,7 @@ def test_pickle_on_the_timm_hub_is_refused(payload: Payload, tmp_path: Path, mon
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     commit, folder = "0" * 40, tmp_path / f"models--timm--{HUB}"
-    write(folder, {"refs/main": commit.encode(), f"snapshots/{commit}/README.md": b""})
+    write_files(folder, {"refs/main": commit.encode(), f"snapshots/{commit}/README.md": b""})
     torch.save({"cls_token": payload}, folder / "snapshots" / commit / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"cannot fetch .* posix\.mkdir"):
         load_weights(Path(HUB))
@@ -426,19 +307,19 @@ def test_pickle_on_the_timm_hub_is_refused(payload: Payload, tmp_path: Path, mon
 def test_hugging_face_dataset_script_never_runs(payload: Payload, tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     folder = tmp_path / "mine"
-    write(folder, {"mine.py": b"import os\nos.mkdir(os.environ['PAYLOAD'])\n"})
+    write_files(folder, {"mine.py": b"import os\nos.mkdir(os.environ['PAYLOAD'])\n"})
     (folder / "train.pkl").write_bytes(pickle.dumps(payload))
-    with pytest.raises(UserError, match="cannot be opened"):
-        open_dataset(DataConfig(name=f"hfds/{folder}", root=tmp_path / "cache"), "train")
+    found = DataConfig(name=f"hfds/{folder}", root=tmp_path / "cache")
+    assert "cannot be opened" in refusal(found)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_torchvision_dataset_with_a_wrong_checksum_is_refused(name: str, tmp_path: Path) -> None:
     folder = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name]
-    for file in ("data_batch_1", "train", "test", "meta", "batches.meta"):
-        write(tmp_path, {f"{folder}/{file}": b"changed"})
-    with pytest.raises(UserError, match=r"is not in .*, and data.download is off"):
-        open_dataset(DataConfig(name=name, root=tmp_path, download=False), "train")
+    files = ("data_batch_1", "train", "test", "meta", "batches.meta")
+    write_files(tmp_path / folder, dict.fromkeys(files, b"changed"))
+    sentence = refusal(DataConfig(name=name, root=tmp_path, download=False))
+    assert re.search(r"is not in .*, and data.download is off", sentence)
 
 
 # --- connections ---------------------------------------------------------------------------------

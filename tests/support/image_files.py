@@ -15,8 +15,8 @@ from mae_et.data.layout import Split
 from mae_et.errors import UserError
 
 
-def small_image(value: int = 0, mode: str = "RGB", size: tuple[int, int] = (6, 4)) -> Image.Image:
-    return Image.new("L", size, value).convert(mode)
+def small_image(value: int) -> Image.Image:
+    return Image.new("L", (6, 4), value).convert("RGB")
 
 
 def save(path: Path, value: int = 0, **options: Any) -> Path:
@@ -29,6 +29,15 @@ def encoded(value: int, kind: str = "PNG") -> bytes:
     file = io.BytesIO()
     small_image(value).save(file, kind)
     return file.getvalue()
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> Path:
+    """Write files by their paths in a folder, which is returned."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
 
 
 def folder(root: Path, train_split: str = "train", val_split: str = "val") -> DataConfig:
