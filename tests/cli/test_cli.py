@@ -159,10 +159,8 @@ def user_errors(tmp_path: Path) -> dict[str, list[str]]:
     (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "file").write_text("")
     tiny = [f"--config={tmp_path / 'tiny.yaml'}", f"--output.dir={tmp_path / 'run'}"]
-    golden, heads = (
-        GOLDEN / "mae_tiny_released_format.pth",
-        ["--encoder_num_heads=3", "--decoder_num_heads=4"],
-    )
+    golden = GOLDEN / "mae_tiny_released_format.pth"
+    heads = ["--encoder_num_heads=3", "--decoder_num_heads=4"]
     custom = "--curriculum.stages=[{bandwidth: %d, share: 1}]"
     return {
         "images must lie in (0, 1e15), got 0": ["plan", "--images=0"],
@@ -184,21 +182,14 @@ def user_errors(tmp_path: Path) -> dict[str, list[str]]:
         "holds no checkpoint that loads": ["linear-probe", "--checkpoint", str(tmp_path / "empty")],
         "cannot be read": ["reconstruct", f"--checkpoint={tmp_path / 'file'}"],
         "model.mask_ratio at bandwidth 16": ["pretrain", *tiny, "--model.mask_ratio=0.9"],
-        "output.dir %s: Not a directory" % (tmp_path / "file" / "x"): [
-            "pretrain",
-            *tiny,
-            f"--output.dir={tmp_path / 'file' / 'x'}",
+        f"output.dir {tmp_path / 'file' / 'x'}: Not a directory": [
+            "pretrain", *tiny, f"--output.dir={tmp_path / 'file' / 'x'}",
         ],
         "checkpoint is empty": ["knn", "--checkpoint"],
         "image_size must be positive": ["preview", "--features=x", "--image_size=0"],
         "bandwidths must be positive": ["dynamics", f"--checkpoint={tmp_path}", "--bandwidths=[0]"],
         "give encoder_num_heads": ["reconstruct", f"--checkpoint={golden}", "--images=x.png"],
-        "images must be given": [
-            "reconstruct",
-            f"--checkpoint={golden}",
-            "--target=norm_pix",
-            *heads,
-        ],
+        "images must be given": ["reconstruct", str(golden), "--target=norm_pix", *heads],
         "data must be given": ["knn", f"--checkpoint={golden}", heads[0]],
         "torch sees no CUDA device": ["pretrain", *tiny, "--efficiency.device=cuda"],
         "contain it; did you mean vit_base_patch8_224": ["plan", "--model.encoder=vit_bas"],
@@ -247,9 +238,8 @@ def test_pretrain_probe_and_reconstruct_from_the_run_folder_alone(tiny, tiny_yam
         linear = {"linear", "linear_learning_rate", "settings"}  # the epochs are no default
         shared = {"data", "provenance"}
         assert set(figures) == shared | ({"knn"} if command == "knn" else linear)
-    assert (
-        main(["knn", f"--checkpoint={folder}", "--data.synthetic_val=30", "--num_workers=0"]) == 0
-    )
+    few = ["--data.synthetic_val=30", "--num_workers=0"]
+    assert main(["knn", f"--checkpoint={folder}", *few]) == 0
     photo = save(folder / "photo.jpg")
     output = folder / "reconstruction.png"
     features = folder / "features.npy"
