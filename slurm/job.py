@@ -121,7 +121,7 @@ class Job:
                 record_event(self.folder, "given up", sentence=one_line(error), step=stop.step)
                 raise
             except (subprocess.SubprocessError, OSError) as error:
-                sentence = f"job not requeued by this process: {one_line(error)}"
+                sentence = f"scontrol did not requeue the job: {one_line(error)}"
                 if own_state() in {"RUNNING", None}:  # else SLURM has requeued it already
                     record_event(self.folder, "failed", sentence=sentence, node=node_name())
                     raise RunFailed(sentence) from error  # a success would start the follow-ups

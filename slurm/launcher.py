@@ -154,16 +154,17 @@ class Launcher:
         return [start, *self.config.setup, self._ownership_check(), *exports, threads]
 
     def _ownership_check(self) -> str:
-        """Return a line that ends the job if its pickle or its code belongs to another user.
+        """Return a line that ends the job if its pickle or its code is not this user's.
 
         While a job is pending, anyone who can write to a parent of the run folder can replace it.
+        Without its copied code, the job would run the code that is installed by then.
         """
         places = shlex.join([str(self.folder), str(self.code.absolute())])
         return (
             f"for place in {places}; do "
-            'if [ -e "$place" ] && [ ! -O "$place" ]; then '
-            'echo "mae-et: $place was replaced by another user\'s; the job ends" >&2; exit 2; '
-            "fi; done"
+            'if [ ! -O "$place" ]; then '
+            'echo "mae-et: $place was deleted, or replaced by another user\'s; the job ends" >&2; '
+            "exit 2; fi; done"
         )
 
     def _variables(self) -> dict[str, str]:

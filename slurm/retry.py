@@ -58,7 +58,7 @@ def main(folder: Path, status: int, retries: int) -> int:
     record_event(folder, "retried", sentence=sentence, step=step)
     say(f"crashed ({sentence}); requeued from step {step}")
     if not requeue() and is_running():
-        record_event(folder, "given up", sentence=f"SLURM did not requeue the job: {sentence}")
+        record_event(folder, "given up", sentence=f"{sentence}, and SLURM refuses a restart")
     return status
 
 

@@ -173,7 +173,8 @@ def _state(run: Path, events: list[Event], said: JobState | None, rows: list[Row
     if last and last["event"] == "finished":
         return "finished"
     if said is not None and said.state != "COMPLETED":
-        return said.state.lower()
+        stopped = said.state == "FAILED" and last is not None and last["event"] == "stopped"
+        return "stopped" if stopped else said.state.lower()
     if last and last["event"] in STATE_AFTER_EVENT:
         return STATE_AFTER_EVENT[last["event"]]
     sent = submitted(events)

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -68,6 +69,8 @@ def run(script: str, place: Path) -> list[str]:
 
 def launcher(config: ClusterConfig, place: Path, root: str = "run", name: str = "job") -> Launcher:
     folder = place / root
+    for each in ("slurm", "code"):
+        (folder / each).mkdir(parents=True, exist_ok=True)
     return Launcher(config, folder / "slurm", folder / "code", name, [Job(run_command, [], folder)])
 
 
@@ -210,14 +213,17 @@ def test_other_users_cannot_replace_the_folder_of_pickled_jobs(tmp_path: Path, m
 
 @pytest.mark.skipif(os.getuid() != 0, reason="gives folders to another user")
 @pytest.mark.parametrize("foreign", ["slurm", "code"])
-def test_job_ends_if_its_run_folder_was_replaced_by_another_user(place: Path, foreign: str) -> None:
+@pytest.mark.parametrize("deleted", [False, True])
+def test_job_ends_if_its_run_folder_was_deleted_or_replaced_by_another_user(
+    place: Path, foreign: str, deleted: bool
+) -> None:
+    """Without the copied code, it would run the code that is installed by then."""
     job = launcher(ClusterConfig(), place, root="run $(touch canary)")
     script = job.script()
-    for folder in (job.folder, job.code):
-        folder.mkdir(parents=True)
     assert run(script, place)
-    os.chown(job.folder.parent / foreign, 65534, 65534)
-    with pytest.raises(AssertionError, match=rf"{foreign} was replaced by another user's"):
+    folder = job.folder.parent / foreign
+    shutil.rmtree(folder) if deleted else os.chown(folder, 65534, 65534)
+    with pytest.raises(AssertionError, match=rf"{foreign} was deleted, or replaced by another"):
         run(script, place)
     assert not (place / "srun.words").exists()
 
