@@ -24,16 +24,14 @@ from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.writers.tensor_files import export_encoder
 from mae_et.config.schema import ENCODER, PretrainConfig
 from mae_et.config.typed import typed
-from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.data.batch import Batch, black_batch
 from mae_et.data.cache import cache_images
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.device.memory_ahead import memory_ahead
+from mae_et.data.encoder_input import encoder_input
 from mae_et.data.train_dataset import TrainDataset
-from mae_et.data.transforms import normalise
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.models.masking import mask_from_noise
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.distributed import DistributedContext
@@ -166,9 +164,9 @@ def reconstruction_loss(run: Run, batch: Batch) -> Tensor:
     stage = run.plan.stages[int(batch.stage[0])]  # the batch carries its stage
     images = batch.images.to(device, non_blocking=True)  # uint8 [B C H H]; [B C S S] with decode
     noise = batch.noise.to(device, non_blocking=True)  # float32 [B N]
-    mask = mask_from_noise(noise, config.model.mask_ratio)
-    images = low_frequency_crop(images, stage.bandwidth, config.crop.method)  # float32 [B C S S]
-    images = normalise(images, config.data.mean, config.data.std)
+    images, mask = encoder_input(  # crop to [B C S S], normalise, mask
+        images, noise, stage.bandwidth, config.crop.method, config.model.mask_ratio, config.data
+    )
     with autocast(run.dtype, device):
         # MaskedAutoencoder.forward: encode the visible patches [B 1+V W]; target [B N D] of the
         # images; decode [B M D]; loss [] over the M predicted patches.

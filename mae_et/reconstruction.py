@@ -9,14 +9,13 @@ from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.checkpoints.preprocessing import report_preprocessing
 from mae_et.config.commands import ReconstructConfig
 from mae_et.config.data import DataConfig, check_statistics
-from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.data.batch import in_one_dtype
 from mae_et.data.datasets import open_dataset
+from mae_et.data.encoder_input import encoder_input
 from mae_et.data.sources.image_folder import open_image_files
-from mae_et.data.transforms import EvalDataset, normalise
+from mae_et.data.transforms import EvalDataset
 from mae_et.errors import UserError
 from mae_et.io.atomic import refuse_unwritable
-from mae_et.models.masking import mask_from_noise
 from mae_et.monitoring.image_grid import save_png
 from mae_et.monitoring.reconstructions import panel_grid, reconstruction_panels
 from mae_et.runtime.distributed import choose_device
@@ -61,10 +60,10 @@ def reconstruct(config: ReconstructConfig) -> Path:
     chosen = torch.randperm(len(view), generator=generator)[: config.count].tolist()
     pixels = torch.stack(in_one_dtype([view[place][0] for place in sorted(chosen)])).to(device)
     method = run.crop.method if run else "fourier"
-    pixels = normalise(low_frequency_crop(pixels, bandwidth, method), data.mean, data.std)
     noise = torch.rand(len(pixels), (bandwidth // model.patch) ** 2, generator=generator).to(device)
     try:
-        mask = mask_from_noise(noise, config.mask_ratio or model.mask_ratio)
+        mask_ratio = config.mask_ratio or model.mask_ratio
+        pixels, mask = encoder_input(pixels, noise, bandwidth, method, mask_ratio, data)
         panels = reconstruction_panels(model.to(device), pixels, mask, data)
     except ValueError as error:
         raise UserError(str(error)) from error

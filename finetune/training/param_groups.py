@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 from timm.models.swin_transformer import SwinTransformer
-from timm.optim import Lamb, Lars, param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import Lamb, Lars, param_groups_layer_decay
 
 from finetune.config import ClassifierOptimConfig
+from mae_et.training import optim
 
 
 def parameter_groups(network: Any, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
@@ -25,24 +26,12 @@ def parameter_groups(network: Any, weight_decay: float, layer_decay: float) -> l
     exempt = getattr(network, "no_weight_decay", set[str])()
     if isinstance(network, SwinTransformer):
         exempt = {name for name in exempt if "relative_position_bias" not in name}
-    if layer_decay < 1:
-        groups = param_groups_layer_decay(
-            network, 1.0, no_weight_decay_list=exempt, layer_decay=layer_decay
-        )
-        groups = _with_full_rate_of_final_norm(network, groups)
-    else:
-        # timm lists the parameters without weight decay first; checkpoints have them last.
-        groups = param_groups_weight_decay(network, 1.0, no_weight_decay_list=exempt)[::-1]
-    # Until here decays are 1 and 0, so that groups stay distinct even if the decay starts at 0.
-    return [
-        group
-        | {
-            "decayed": group["weight_decay"] > 0,
-            "weight_decay": group["weight_decay"] * weight_decay,
-        }
-        for group in groups
-        if group["params"]
-    ]
+    if layer_decay == 1:
+        return optim.parameter_groups(network, weight_decay, exempt)
+    groups = param_groups_layer_decay(
+        network, 1.0, no_weight_decay_list=exempt, layer_decay=layer_decay
+    )
+    return optim.scale_weight_decay(_with_full_rate_of_final_norm(network, groups), weight_decay)
 
 
 def build_optimizer(network: Any, config: ClassifierOptimConfig) -> torch.optim.Optimizer:

@@ -2,8 +2,11 @@
 
 import math
 from bisect import bisect_right
+from collections.abc import Collection
+from typing import Any
 
 import torch
+from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from mae_et.config.schema import OptimConfig
@@ -11,19 +14,31 @@ from mae_et.curriculum.plan import Plan
 from mae_et.models.mae import MaskedAutoencoder
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Split trainable parameters: those with fewer than two dimensions have no weight decay.
+def parameter_groups(
+    model: nn.Module, weight_decay: float, exempt: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """Split trainable parameters as timm does: biases, norms and `exempt` have no weight decay.
 
-    Tokens have three dimensions and are decayed, as in MAE's recipe.
+    Tokens have three dimensions and are decayed unless exempt, as in MAE's recipe.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    # timm lists the parameters without weight decay first; checkpoints have them last.
+    groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=exempt)[::-1]
+    return scale_weight_decay(groups, weight_decay)
+
+
+def scale_weight_decay(groups: list[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:
+    """Scale the decays of groups, 1 or 0, and note which are `decayed`; drop empty groups.
+
+    Groups stay distinct although the decay may start at 0.
+    """
     return [
-        {
-            "params": [p for p in trainable if p.ndim >= 2],
-            "decayed": True,
-            "weight_decay": weight_decay,
-        },
-        {"params": [p for p in trainable if p.ndim < 2], "decayed": False, "weight_decay": 0.0},
+        group
+        | {
+            "decayed": group["weight_decay"] > 0,
+            "weight_decay": group["weight_decay"] * weight_decay,
+        }
+        for group in groups
+        if group["params"]
     ]
 
 
@@ -81,14 +96,16 @@ def set_schedule(optimizer: torch.optim.Optimizer, progress: float, config: Opti
     """Set the learning rate and weight decay of a step.
 
     Args:
-        optimizer: optimizer that `build_optimizer` returned; a group's learning rate is multiplied
-            by its `lr_scale`, if it has one.
+        optimizer: optimizer that `build_optimizer` returned, or any other. A group's learning rate
+            is multiplied by its `lr_scale`, if it has one; its weight decay stays 0 if it was 0
+            before the first call.
         progress: fraction of the compute done before the step, in [0, 1] (`Plan.progress(step)`).
         config: schedules; see `OptimConfig`.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr_at(progress, config) * group.get("lr_scale", 1.0)
-        group["weight_decay"] = weight_decay_at(progress, config) if group["decayed"] else 0.0
+        if group.setdefault("decayed", group.get("weight_decay", 0) > 0):
+            group["weight_decay"] = weight_decay_at(progress, config)
 
 
 def peak_scale(optimizer: torch.optim.Optimizer) -> float:

@@ -12,15 +12,14 @@ from pathlib import Path
 from torch import Tensor
 
 from mae_et.config.schema import PretrainConfig
-from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.data.datasets import open_dataset
+from mae_et.data.encoder_input import encoder_input
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.data.train_dataset import TrainDataset
-from mae_et.data.transforms import as_tensor, normalise
+from mae_et.data.transforms import as_tensor
 from mae_et.errors import Unreadable, UserError
 from mae_et.io.atomic import refuse_unwritable
-from mae_et.models.masking import mask_from_noise
 from mae_et.monitoring.image_grid import save_png
 from mae_et.monitoring.preview import TrainingView, preview_image
 from mae_et.runtime.console import notify
@@ -67,9 +66,10 @@ def _views_of(
             batch, original = dataset[index], as_tensor(dataset.source[index.sample][0])
         except Unreadable:
             continue
-        images = low_frequency_crop(batch.images[None], stage.bandwidth, config.crop.method)
-        images = normalise(images, config.data.mean, config.data.std)
-        mask = mask_from_noise(batch.noise[None], config.model.mask_ratio)
+        images, mask = encoder_input(
+            batch.images[None], batch.noise[None], stage.bandwidth, config.crop.method,
+            config.model.mask_ratio, config.data,
+        )  # fmt: skip
         box, flipped, _ = dataset.draw_view(index, *original.shape[-2:])
         yield TrainingView(stage, original, box, flipped, images, mask.hidden[0])
 

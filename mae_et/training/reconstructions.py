@@ -5,13 +5,11 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from mae_et.curriculum.frequency import low_frequency_crop
 from mae_et.data.batch import in_one_dtype
 from mae_et.data.datasets import ImageDataset
+from mae_et.data.encoder_input import encoder_input
 from mae_et.data.probe_images import CentreCrops
-from mae_et.data.transforms import normalise
 from mae_et.models.mae import MaskedAutoencoder
-from mae_et.models.masking import mask_from_noise
 from mae_et.monitoring.logger import RunLogger
 from mae_et.monitoring.reconstructions import panel_grid, reconstruction_panels
 from mae_et.training.efficiency.fsdp import full_state_dict
@@ -49,10 +47,11 @@ class PeriodicReconstructions(Periodic):
         found = [image for image, _ in islice(readable, config.output.reconstruct_images)]
         # On the model's device: a gathered model is on the CPU.
         images = torch.stack(in_one_dtype(found)).to(next(model.parameters()).device)
-        images = low_frequency_crop(images, stage.bandwidth, config.crop.method)
-        images = normalise(images, config.data.mean, config.data.std)
         noise = torch.rand(len(found), (stage.bandwidth // model.patch) ** 2, generator=generator)
-        mask = mask_from_noise(noise.to(images.device), model.mask_ratio)
+        images, mask = encoder_input(
+            images, noise.to(images.device), stage.bandwidth, config.crop.method, model.mask_ratio,
+            config.data,
+        )  # fmt: skip
         panels = reconstruction_panels(model, images, mask, config.data)
         return panel_grid(panels, model.target)
 

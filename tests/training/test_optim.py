@@ -58,6 +58,18 @@ def test_a_group_may_scale_its_learning_rate() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.25 * RECIPE.lr * half)
 
 
+@pytest.mark.parametrize("own", [0.0, 1e-4])
+def test_any_optimizer_follows_the_schedules(own: float) -> None:
+    """Its weight decay too, also through 0, unless its own is 0."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1, weight_decay=own)
+    rising = OptimConfig(weight_decay=0, weight_decay_end=0.4)
+    for progress, decay in ((0, 0.0), (1, 0.4)):
+        set_schedule(optimizer, progress, rising)
+        (group,) = optimizer.param_groups
+        assert group["lr"] == lr_at(progress, rising)
+        assert group["weight_decay"] == (decay if own else 0)
+
+
 def test_learning_rate_follows_the_predicted_share_of_the_masked_patches_on_request() -> None:
     """CrossMAE's release multiplies it by kept / masked ratio: 1/3 at 0.25 of 0.75."""
     with torch.device("meta"):
