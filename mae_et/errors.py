@@ -122,6 +122,9 @@ class Stopped(KeyboardInterrupt):
         )
         self.step, self.signal = None, signal
 
+    def __reduce__(self) -> tuple[type, tuple[int]]:  # to cross from a process of a pool
+        return type(self), (self.signal,)
+
 
 class Interrupted(RuntimeError):
     """A run that a signal stopped; its state is saved, and it can resume.
@@ -129,6 +132,7 @@ class Interrupted(RuntimeError):
     Attributes:
         step: number of steps taken and saved.
         signal: number of the signal.
+        folder: run folder.
     """
 
     def __init__(self, step: int, signal: int, folder: str):
@@ -136,4 +140,7 @@ class Interrupted(RuntimeError):
             f"stopped by {Signals(signal).name} after step {step}, which is saved in {folder}; "
             "the same command resumes from there"
         )
-        self.step, self.signal = step, signal
+        self.step, self.signal, self.folder = step, signal, folder
+
+    def __reduce__(self) -> tuple[type, tuple[int, int, str]]:
+        return type(self), (self.step, self.signal, self.folder)

@@ -18,6 +18,7 @@ from mae_et.config.probe import OnlineProbeConfig
 from mae_et.errors import SEEDS, require, require_in
 
 Preset = Literal["constant", "et", "etpp", "etpp_deit", "etpp_convnext", "custom"]
+SharesOf = Literal["compute", "images"]
 Method = Literal["fourier", "resize", "decode"]
 ENCODER = "encoder.safetensors"
 
@@ -44,7 +45,7 @@ class CurriculumConfig:
     EfficientTrain++ (TPAMI 2024); custom: the stages given."""
     stages: tuple[Stage, ...] = ()
     """Stages of a custom curriculum."""
-    shares_of: Literal["compute", "images"] = "compute"
+    shares_of: SharesOf = "compute"
     """Quantity that the shares of a custom curriculum divide."""
     epochs: float = 400
     """Budget: compute, in epochs at the base size (equivalent epochs); plain epochs for et, and if

@@ -11,11 +11,10 @@ arXiv 2405.08768).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from mae_et.config.schema import CurriculumConfig, Preset, Stage
+from mae_et.config.schema import CurriculumConfig, Preset, SharesOf, Stage
 from mae_et.curriculum.plan import Plan, PlannedStage
-from mae_et.errors import UserError, require
+from mae_et.errors import UserError, require, require_choice, require_in
 
 # The papers' bandwidths at base 224, one for each tenth of the budget. Stage i of the ten has
 # RandAugment magnitude i, as EfficientTrain++ states; EfficientTrain, whose tenths are epochs
@@ -45,8 +44,8 @@ class Curriculum:
     most `base`.
 
     Raises:
-        UserError: there is no stage, a share is not positive, a magnitude is outside [0, 10], or a
-            bandwidth exceeds the base or is not a multiple of the patch.
+        UserError: there is no stage, a share, the base or the patch is not positive, a magnitude is
+            outside [0, 10], or a bandwidth exceeds the base or is not a multiple of the patch.
     """
 
     stages: tuple[Stage, ...]
@@ -54,13 +53,15 @@ class Curriculum:
     """Full bandwidth, in pixels: the side of uncropped inputs."""
     patch: int = 1
     """Side of a patch, in pixels; 1 for networks without patches."""
-    shares_of: Literal["compute", "images"] = "compute"
+    shares_of: SharesOf = "compute"
     """Unit of the shares: EfficientTrain++ has stages of equal compute, EfficientTrain of equal
     epochs."""
 
     def __post_init__(self) -> None:
         stages = (replace(each, bandwidth=each.bandwidth or self.base) for each in self.stages)
         object.__setattr__(self, "stages", tuple(stages))
+        require_choice(self.shares_of, SharesOf, "curriculum.shares_of")
+        require_in("[1, inf)", self, "base", "patch")
         if not self.stages:
             raise UserError("curriculum.stages is empty")
         for stage in self.stages:
@@ -138,14 +139,15 @@ class Curriculum:
             cost: maps a bandwidth to the cost of one image, in any unit; its area by default.
 
         Raises:
-            UserError: the dataset is empty, the batch is larger than the dataset, the budget
-                exceeds `MOST_STEPS`, or a stage would have less than one step.
+            UserError: the dataset is empty, the batch is larger than the dataset, a cost is not
+                positive, the budget exceeds `MOST_STEPS`, or a stage would have less than one step.
         """
         check_batch(batch_size, dataset_size)
         _check_budget(epochs, dataset_size / batch_size)
         cost = cost or (lambda bandwidth: float(bandwidth * bandwidth))
         base_cost = cost(self.base)
         costs = [cost(stage.bandwidth) for stage in self.stages]
+        require(min(base_cost, *costs) > 0, f"the cost of an image must be positive, got {costs}")
         # The unit of the budget is one image at the base size, or one image of any size.
         units = [c / base_cost if self.shares_of == "compute" else 1.0 for c in costs]
         total = math.fsum(stage.share for stage in self.stages)

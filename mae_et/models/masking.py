@@ -43,7 +43,9 @@ def mask_from_noise(noise: Tensor, mask_ratio: float) -> Mask:
     `mask_from_noise(torch.rand(B, N), 0.75)` is MAE's random mask.
 
     Raises:
-        ValueError: no patch or every patch would stay visible.
+        ValueError: the noise is not [B N], or no patch or every patch would stay visible.
     """
+    if noise.ndim != 2:  # N would be the columns of a grid
+        raise ValueError(f"noise must be [B N], got shape {list(noise.shape)}")
     visible = visible_patches(noise.shape[1], mask_ratio)
     return Mask(noise.argsort(dim=1, stable=True), visible)

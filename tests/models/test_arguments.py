@@ -8,7 +8,16 @@ import pytest
 import torch
 from small_mae import small
 
-from mae_et import DataConfig, extract_features, hog, low_frequency_crop, normalise
+from mae_et import (
+    Curriculum,
+    DataConfig,
+    Stage,
+    extract_features,
+    hog,
+    low_frequency_crop,
+    mask_from_noise,
+    normalise,
+)
 from mae_et.data.datasets import open_dataset
 
 IMAGES = torch.rand(2, 3, 32, 32)
@@ -23,6 +32,10 @@ MODEL: Any = small()
         (lambda: normalise(IMAGES, (0.5,) * 3, (0.5,)), r"mean and std must .* got 3 and 1"),
         (lambda: hog(IMAGES[0]), "Wrong shape: expected 4 dims. Received 3-dim tensor"),
         (lambda: hog(IMAGES, bins=0), "cell and bins must be at least 1"),
+        (lambda: mask_from_noise(torch.rand(2, 8, 8), 0.75), r"noise must be \[B N\], got shape"),
+        (lambda: Curriculum((Stage(),), 32, shares_of="steps"), "shares_of must be one of compute"),
+        (lambda: Curriculum((Stage(),), 32, patch=0), "patch must lie in"),
+        (lambda: Curriculum((Stage(),), 32).plan(9, 9, 9, lambda side: 0), "cost .* be positive"),
         (lambda: MODEL.encode(IMAGES[:, :1]), "mat1 and mat2 shapes cannot be multiplied"),
         (lambda: MODEL.encode(IMAGES[..., :31]), "32 x 31 pixels are not tiled by patches"),
         (lambda: extract_features(MODEL.encoder, IMAGES, "token"), "pool must be one of mean, cls"),

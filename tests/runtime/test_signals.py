@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import pickle
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,14 @@ def test_sighup_requests_a_stop_except_under_nohup() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with pytest.raises(Stopped, match="stopped by SIGHUP; there was not"), stop_signals():
         os.kill(os.getpid(), signal.SIGHUP)
+
+
+@pytest.mark.parametrize("error", [Interrupted(3, 15, "runs/a"), Stopped(15)])
+def test_an_error_comes_back_from_a_process_pool_which_pickles_it(
+    error: Interrupted | Stopped,
+) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
 
 
 def stop_and_save(flag: StopFlag, number: int) -> None:
