@@ -134,7 +134,7 @@ def test_impossible_plans_raise_a_user_error() -> None:
         curriculum.plan(0.01, 1000, 1000)
     with pytest.raises(UserError, match="batch_size must be positive"):
         curriculum.plan(1, 100, 0)
-    for epochs in (1e18, 1e308, math.nan):
+    for epochs in (1.01e7, 1e308, math.nan):  # a billion steps are the most
         sentence = re.escape(f"curriculum.epochs {epochs:g} is a budget of {epochs * 100:.3g} step")
         with pytest.raises(UserError, match=sentence):
             curriculum.plan(epochs, 1000, 10)
@@ -143,8 +143,17 @@ def test_impossible_plans_raise_a_user_error() -> None:
     with pytest.raises(UserError, match="must exceed the budget"):
         curriculum.extend(curriculum.plan(10, 1000, 10), 10)
     plan = curriculum.plan(10, 1000, 10).to_dict()
-    for damage in ({"batch_size": 0}, {"dataset_size": 1.5}, {"base_cost": -1.0}, {"stages": []}):
-        with pytest.raises(ValueError, match="must be positive"):
+    first, *rest = plan["stages"]
+    for damage, sentence in (
+        *((each, "must be positive") for each in (
+            {"batch_size": 0}, {"dataset_size": 1.5}, {"base_cost": -1.0}, {"stages": []},
+            *({"stages": [first | {key: 0}, *rest]} for key in ("bandwidth", "steps", "cost")),
+        )),
+        ({"stages": rest}, "do not follow"),
+        ({"stages": [first, first, *rest]}, "do not follow"),
+        ({"stages": [first | {"magnitude": 10.5}, *rest]}, "magnitudes must lie"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=sentence):
             Plan.from_dict(plan | damage)
     with pytest.raises(UserError, match="empty"):
         curriculum.plan(1, 0, 1)
