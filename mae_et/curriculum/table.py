@@ -18,7 +18,9 @@ def summarise(plan: Plan, unit: str, against_epochs: float | None = None) -> dic
     """
     epochs = plan.images / plan.dataset_size
     if against_epochs is None:
-        against_epochs = 1600.0 if plan.equivalent_epochs >= LONG_BUDGET else epochs
+        # Rounded, because whole steps may fall short of a budget.
+        is_long = round(plan.equivalent_epochs) >= LONG_BUDGET
+        against_epochs = 1600.0 if is_long else epochs
     stages = [
         {
             "stage": stage.index,

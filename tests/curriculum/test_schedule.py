@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mae_et import Curriculum, Plan, Stage, UserError
 from mae_et.config.schema import Preset
+from mae_et.curriculum.table import summarise
 
 IMAGENET = 1_281_167
 
@@ -89,6 +90,14 @@ def test_etpp_stages_have_equal_compute_and_et_stages_equal_epochs() -> None:
     # 0.6 (160/224)^2 + 0.2 (192/224)^2 + 0.2 of 300 epochs
     assert plan.equivalent_epochs == pytest.approx(300 * 0.6531, rel=1e-3)
     assert plan.speedup(300) == pytest.approx(1 / 0.6531, rel=1e-3)
+
+
+@pytest.mark.parametrize(("epochs", "speedup"), [(99, 1), (100, 16)])
+def test_budgets_from_100_epochs_are_compared_with_1600(epochs: int, speedup: int) -> None:
+    """In whole steps, 100 epochs of ImageNet are 99.998."""
+    plan = Curriculum.preset("constant").plan(epochs, IMAGENET, 4096)
+    assert plan.equivalent_epochs < 100
+    assert summarise(plan, "area")["speedup"] == pytest.approx(speedup, rel=1e-4)
 
 
 @pytest.mark.parametrize(

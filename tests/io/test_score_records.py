@@ -40,8 +40,13 @@ def test_the_record_of_an_earlier_version_is_kept_and_a_damaged_one_replaced(tmp
     assert read_records(tmp_path) == [record(3.0, "b"), old]
 
 
-def test_a_folder_is_the_same_data_by_any_path_to_it(tmp_path: Path, monkeypatch) -> None:
+def test_data_are_the_same_by_any_path_to_a_folder_and_by_name_anywhere(
+    tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("few").mkdir()
     assert write_record(tmp_path / "knn", record(1.0, "few")) == 0
     assert write_record(tmp_path / "knn", record(1.0, str(tmp_path / "few"))) == 0
+    assert write_record(tmp_path / "knn", record(1.0, "cifar10")) == 1
+    monkeypatch.chdir("few")
+    assert write_record(tmp_path / "knn", record(1.0, "cifar10")) == 1

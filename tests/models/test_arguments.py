@@ -38,6 +38,7 @@ MODEL: Any = small()
         (lambda: Curriculum((Stage(),), 32).plan(9, 9, 9, lambda side: 0), "cost .* be positive"),
         (lambda: MODEL.encode(IMAGES[:, :1]), "mat1 and mat2 shapes cannot be multiplied"),
         (lambda: MODEL.encode(IMAGES[..., :31]), "32 x 31 pixels are not tiled by patches"),
+        (lambda: small(decoder_depth=0)(IMAGES), "has no decoder: it can encode but not reconstr"),
         (lambda: extract_features(MODEL.encoder, IMAGES, "token"), "pool must be one of mean, cls"),
         (lambda: extract_features(MODEL, IMAGES), "model must be a timm model, got a MaskedAuto"),
         (lambda: open_dataset(DataConfig(), "training"), "split must be one of train, val"),
