@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import shlex
 import sys
@@ -31,7 +32,8 @@ from slurm.submission import submit
 
 USAGE = """usage: mae-et submit COMMAND [--cluster FILE_OR_NAME] [--KEY value ...] [arguments]
 
-  --cluster FILE_OR_NAME  cluster config: a YAML file or a shipped one (cpu, ...)
+  --cluster FILE_OR_NAME  cluster config: a YAML file or a shipped one (cpu, ...);
+                          default: that of the variable MAE_ET_CLUSTER, if set
   --then KIND[=RECIPE]    follow-up on its checkpoint: linear-probe, knn, evaluate,
                           finetune=my_recipe.yaml; several with commas
   --sweep KEY=A,B,...     one run per value, as a job array, and a final table;
@@ -55,6 +57,10 @@ def submit_command(command_line: CommandLine, arguments: list[str]) -> None:
     except argparse.ArgumentError as error:
         raise UserError(str(error)) from None
     keys = [f"--{key}={value}" for key in _cluster_keys() for value in getattr(given, key)]
+    default = os.environ.get("MAE_ET_CLUSTER")
+    if default and not given.cluster:
+        say(f"cluster: {default} (MAE_ET_CLUSTER)")
+        given.cluster = [default]
     cluster = load_config(ClusterConfig, [_cluster_file(name) for name in given.cluster], keys)
     then = [words for text in given.then for words in text.split(",")]
     try:

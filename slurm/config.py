@@ -119,6 +119,12 @@ class ClusterConfig:
         return int(found[1])
 
     @property
+    def requests_gpus(self) -> bool:
+        """Whether any option asks for GPUs; those of a partition or of `local` are not known."""
+        options = [*self.extra.items(), *(("srun", word) for word in self.srun)]
+        return self.gpus > 0 or any("gpu" in f"{name}={value}" for name, value in options)
+
+    @property
     def tasks(self) -> int:
         """Ranks per node."""
         return self.tasks_per_node or max(1, self.gpus)

@@ -198,11 +198,22 @@ def _check(group: list[Task], cluster: ClusterConfig, root: Path, dry_run: bool 
             preflight.check_model_name(each.config)
         if each.kind in TRAININGS:
             _check_training(each, cluster)
+    if group[0].kind in TRAININGS and cluster.executor == "slurm" and not cluster.requests_gpus:
+        _report_missing_gpus(group[0])
     if dry_run:
         return
     launcher = _launcher(group, cluster, root, root / "slurm")
     if cluster.executor == "slurm":
         say(f"{group[0].kind}: {launcher.check()}")
+
+
+def _report_missing_gpus(task: Task) -> None:
+    """Warn about training on a CPU that nobody asked for."""
+    if task.config.efficiency.device != "cpu":
+        say(
+            f"warning: {task.kind} requests no GPU: give --gpus_per_node, or a cluster file with "
+            "--cluster (see configs/cluster/example.yaml); --efficiency.device cpu trains on CPUs"
+        )
 
 
 def _check_queue(folder: Path) -> None:

@@ -46,6 +46,24 @@ def test_dry_run_prints_script_and_config_without_slurm(place, monkeypatch, caps
     assert list(place.iterdir()) == [place / "tiny.yaml"]
 
 
+def test_training_that_requests_no_gpu_is_reported_and_the_lab_s_cluster_is_the_default(
+    place: Path, monkeypatch, capsys
+) -> None:
+    def said(*flags: str) -> str:
+        assert main(["submit", "pretrain", *RUN, *flags, "--dry-run"]) == 0
+        return capsys.readouterr().err
+
+    anywhere = "--efficiency.device=auto"
+    assert "warning: pretrain requests no GPU: give --gpus_per_node" in said(anywhere)
+    for flag in ("--gpus_per_node=1", "--extra={gres: 'gpu:a100:1'}", "--efficiency.device=cpu"):
+        assert "requests no GPU" not in said(anywhere, flag)
+    (place / "lab.yaml").write_text("gpus_per_node: 4")
+    monkeypatch.setenv("MAE_ET_CLUSTER", "lab.yaml")
+    assert "cluster: lab.yaml (MAE_ET_CLUSTER)" in (default := said(anywhere))
+    assert "requests no GPU" not in default
+    assert "requests no GPU" in said(anywhere, "--cluster=cpu")
+
+
 @pytest.mark.parametrize(
     ("flag", "sentence"),
     [("--sweep=curriculum.epochs=4.5,0.1", "epochs 0.1 leaves stage 1"),
