@@ -38,8 +38,8 @@ def copied(batches: Iterator[AnyBatch], device: torch.device) -> Iterator[AnyBat
         yield batch._replace(**moved)
 
 
-def beside(tensor: Tensor, other: Tensor) -> Tensor:
-    """Copy a tensor from the CPU to the device of another one, without waiting for it."""
-    if other.device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(other.device, non_blocking=True)
+def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor from the CPU to a device, through pinned memory, without waiting for it."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()  # unless it is
+    return tensor.to(device, non_blocking=True)

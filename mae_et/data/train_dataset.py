@@ -21,7 +21,7 @@ from mae_et.config.schema import Method, PretrainConfig
 from mae_et.curriculum.plan import Plan
 from mae_et.data.batch import NOT_REPLACED, AnyBatch, Batch
 from mae_et.data.datasets import ImageDataset
-from mae_et.data.device_copy import beside
+from mae_et.data.device_copy import copy_to
 from mae_et.data.images.boxes import Box
 from mae_et.data.images.decoding import DecodedDataset
 from mae_et.data.images.jpeg_crop import crop_and_resize, draw_crop
@@ -213,6 +213,6 @@ class TrainDataset(AugmentedDataset[Batch]):
 
     def redraw(self, batch: Batch, reused: Tensor, generator: Generator) -> Batch:
         """Return the batch with new masks for the reused images."""
-        noise = beside(torch.rand(batch.noise.shape, generator=generator), batch.noise)
-        marked = beside(reused[:, None], batch.noise)
+        noise = copy_to(torch.rand(batch.noise.shape, generator=generator), batch.noise.device)
+        marked = copy_to(reused[:, None], batch.noise.device)
         return batch._replace(noise=torch.where(marked, noise, batch.noise))

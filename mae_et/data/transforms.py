@@ -23,7 +23,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from mae_et.config.data import DataConfig, resized_side
 from mae_et.data.datasets import ImageDataset
-from mae_et.data.device_copy import beside
+from mae_et.data.device_copy import copy_to
 from mae_et.data.images.boxes import PixelBox
 from mae_et.errors import RunFailed, UserError
 from mae_et.runtime.tensor_cache import cache_tensors
@@ -91,7 +91,7 @@ def flip_again(images: Tensor, which: Tensor, chance: float, generator: Generato
     coins = torch.rand(len(images), generator=generator) < 0.5
     if chance != 0.5:
         return images
-    chosen = beside(which & coins, images)
+    chosen = copy_to(which & coins, images.device)
     return torch.where(chosen[:, None, None, None], images.flip(-1), images)
 
 

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from device_decoding import ALONE, CPU, batches, compare, opened, write_images
+from device_decoding import ALONE, CPU, batches, compare, cpu_decoder, opened, write_images
 from hostile import broken, unusual
 from image_files import npy
 
 from mae_et.config.data import DataConfig
 from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.config.schema import PretrainConfig
+from mae_et.data import loader as loading
 from mae_et.data.bad_images import BadImages
 from mae_et.data.cache import cache_images
 from mae_et.data.device import choose_decoder as choice
@@ -22,7 +23,8 @@ from mae_et.data.device.choose_decoder import MEMORY, choose_decoder, decode_tor
 from mae_et.data.device.decode_ahead import DeviceDecoder
 from mae_et.data.device.decoder_trial import Trial, try_decoder
 from mae_et.data.device.encoded import read_encoded
-from mae_et.data.sampler import SampleIndex
+from mae_et.data.loader import training_batches
+from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.runtime.distributed import DistributedContext
 
@@ -82,6 +84,25 @@ def test_only_the_box_leaves_the_loader_processes(tmp_path: Path, monkeypatch) -
     assert np.array_equal(view.content, whole[top : top + height, left : left + width])
     monkeypatch.setattr(encoded, "MAX_DEVICE_PIXELS", whole.size // 3 - 1)
     assert read_encoded(dataset, index) is None
+
+
+def test_boxes_are_pinned_by_the_threads_of_the_decoder(tmp_path: Path, monkeypatch) -> None:
+    """DataLoader, which has one thread for that, pins all that is smaller."""
+    pins: list[bool] = []
+
+    class Loader(list[Any]):
+        num_workers = 0
+
+        def __init__(self, *_: Any, pin_memory: bool, **__: Any):
+            pins.append(pin_memory)
+
+    monkeypatch.setattr(loading, "data_loader", Loader)
+    dataset = in_memory(write_images(tmp_path))
+    sampler = CurriculumBatchSampler(dataset.plan, 0, dict.fromkeys((16, 24, 32), 4))
+    for decoder in (from_memory(dataset), cpu_decoder(dataset), None):
+        with training_batches(dataset, sampler, 2, torch.device("cuda"), decoder=decoder):
+            pass
+    assert pins == [False, True, True]
 
 
 def float_array(number: int) -> bytes:

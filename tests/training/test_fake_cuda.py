@@ -122,37 +122,45 @@ def test_a_step_of_a_classifier(tmp_path: Path, flags: list[str]) -> None:
         check(run, *classifier.classifier_step(run, plan.stages[0], [batch], config.recipe, 5))
 
 
-def test_views_are_decoded_and_resized_on_the_gpu(monkeypatch) -> None:
-    """One image is grey, one is decoded already, and one is refused for its size."""
-    places = [
-        FilePlace(0, 9, 50, 60, (0, 0, 20, 30), True),
-        FilePlace(2, 3, 50, 60, (0, 1, 50, 20), False),
-        FilePlace(3, 3, 40, 40, (0, 0, 40, 40), False),
-    ]
-
-    def decode(contents: list[Tensor], device: torch.device) -> list[Tensor]:
-        channels = (1, 3, 3)
-        return [torch.empty(c, 50, 60, dtype=torch.uint8, device=device) for c in channels]
+@pytest.fixture
+def pinned(monkeypatch) -> list[Tensor]:
+    """Return a list of pinned tensors; only they may be copied without waiting."""
+    pinned: list[Tensor] = []
+    to = Tensor.to
 
     def copy(tensor: Tensor, *place: Any, non_blocking: bool = False) -> Tensor:
         assert not non_blocking or any(tensor is each for each in pinned)  # else it may be freed
         return to(tensor, *place, non_blocking=non_blocking)
 
-    pinned: list[Tensor] = []
-    to = Tensor.to
     monkeypatch.setattr(Tensor, "to", copy)
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    return pinned
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_views_are_made_on_the_gpu(monkeypatch, pinned: list[Tensor], in_memory: bool) -> None:
+    """One image is grey, one is decoded already, and one of the files is refused for its size."""
+    places = [
+        FilePlace(0, 1800, 20, 30, (0, 0, 20, 30), True),
+        FilePlace(2, 3000, 50, 20, (0, 1, 50, 19), False),
+        FilePlace(3, 4800, 40, 40, (0, 0, 40, 40), False),
+    ]
+
+    def decode(contents: list[Tensor], device: torch.device) -> list[Tensor]:
+        shapes = (1, 20, 30), (3, 50, 20), (3, 50, 60)
+        return [torch.empty(shape, dtype=torch.uint8, device=device) for shape in shapes]
+
     # Streams are tested in test_decoding_threads.py.
     monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: None)
     monkeypatch.setattr(PackedBatch, "file_places", lambda _: places)  # which the host knows
     with FAKE:
         content, views = (
-            torch.zeros(shape, dtype=torch.uint8) for shape in ((15,), (1, 3, 24, 24))
+            torch.zeros(shape, dtype=torch.uint8) for shape in ((9600,), (1, 3, 24, 24))
         )
         number, noise = torch.zeros(4, 3, dtype=torch.int64), torch.zeros(4, 9)
-        pinned += [content, views, noise]  # as DataLoader does
+        pinned += [] if in_memory else [content, views, noise]  # as DataLoader does
         packed: Any = PackedBatch(content, number, views, number, noise, [0], number)  # type: ignore[arg-type]
-        decoded = DeviceDecoder(GPU.device, [24], decode)(packed)
-    assert decoded.refused == [3]
+        decoded = DeviceDecoder(GPU.device, [24], None if in_memory else decode)(packed)
+    assert decoded.refused == ([] if in_memory else [3])
     assert decoded.batch.images.shape == (4, 3, 24, 24)
     assert decoded.batch.images.device == decoded.batch.noise.device == GPU.device

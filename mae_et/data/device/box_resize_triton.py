@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mae_et.data.device.box_resize import ONE, QUARTERS, filter_taps, groups_of_boxes
-from mae_et.data.device_copy import beside
+from mae_et.data.device_copy import copy_to
 from mae_et.data.images.boxes import PixelBox
 
 MAX_NUMBERS = 2**26
@@ -36,7 +36,7 @@ def resize_boxes(
     """
     groups = list(groups_of_boxes(boxes, lambda side: 3 * size * max(size, side), MAX_NUMBERS))
     rows = [_row(images[i], boxes[i], flips[i], i) for group in groups for i in group]
-    table = beside(torch.tensor(rows), images[0])
+    table = copy_to(torch.tensor(rows), images[0].device)
     resized = torch.empty(len(images), 3, size, size, dtype=torch.uint8, device=table.device)
     for group, part in zip(groups, table.split([len(group) for group in groups]), strict=True):
         height = max(boxes[i][2] for i in group)

@@ -36,7 +36,7 @@ from mae_et.data.batch import Batch
 from mae_et.data.device.box_resize import Resize, resize_boxes
 from mae_et.data.device.encoded import FilePlace, PackedBatch
 from mae_et.data.device.self_checks import Decode
-from mae_et.data.device_copy import beside
+from mae_et.data.device_copy import copy_to
 from mae_et.data.sampler import SampleIndex
 from mae_et.runtime.console import notify
 from mae_et.runtime.system_errors import is_out_of_gpu_memory
@@ -107,8 +107,8 @@ class DeviceDecoder:
         images = torch.empty(count, 3, side, side, dtype=torch.uint8, device=self.device)
         finished = sorted(set(range(count)) - {file.place for file in files})
         if finished:
-            views = packed.views.to(self.device, non_blocking=True)
-            images[beside(torch.tensor(finished), images)] = views
+            views = copy_to(packed.views, self.device)
+            images[copy_to(torch.tensor(finished), self.device)] = views
         refused: list[int] = []
         chunks = list(_chunks(files))
         contents = packed.content.split([sum(each.length for each in chunk) for chunk in chunks])
@@ -122,8 +122,8 @@ class DeviceDecoder:
                 boxes, flips = [file.box for file in made], [file.flip for file in made]
                 resized = self.resize(decoded, boxes, flips, side)
                 places = torch.tensor([file.place for file in made])
-                images[beside(places, images)] = resized
-        noise = packed.noise.to(self.device, non_blocking=True)
+                images[copy_to(places, self.device)] = resized
+        noise = copy_to(packed.noise, self.device)
         batch = Batch(images, noise, packed.stage, packed.replaced)
         return Decoded(batch, refused, packed.indices, None)
 
@@ -138,7 +138,7 @@ class DeviceDecoder:
         if stream is not None:
             stream.synchronize()  # see the module's docstring
         if self.decode is None:
-            return _pixels(content.to(self.device, non_blocking=True), files)
+            return _pixels(copy_to(content, self.device), files)
         contents = list(content.split([file.length for file in files]))
         try:
             images = self.decode(contents, self.device)
