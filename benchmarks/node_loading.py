@@ -31,7 +31,7 @@ from mae_et.data.prepare import prepare
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.data.sources.image_folder import ImageFolder
 from mae_et.data.train_dataset import TrainDataset
-from mae_et.errors import UserError, require
+from mae_et.errors import UserError, one_line, require
 from mae_et.runtime.distributed import DistributedContext
 
 from .node_training import step_beside
@@ -100,6 +100,8 @@ def loading_speeds(
                 reason = str(error)
             except BrokenProcessPool:
                 reason = "a process of one of the GPUs died; see the lines above"
+            except RuntimeError as error:  # of a library or the GPU, which other ways may not need
+                reason = one_line(error)[:200]
             row = {"way": way.name, "bandwidth": bandwidth, "images_per_second": speed}
             rows.append(row | ({} if speed else {"reason": reason}) | {"flags": way.flags})
     return rows

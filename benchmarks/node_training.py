@@ -16,6 +16,7 @@ import torch
 from mae_et.checkpoints.store import save_checkpoint
 from mae_et.config.schema import PretrainConfig
 from mae_et.curriculum.plan import Plan
+from mae_et.errors import one_line
 from mae_et.runtime.console import say
 from mae_et.runtime.system_errors import is_out_of_gpu_memory
 from mae_et.training.efficiency.compile import compiler_fault
@@ -141,7 +142,10 @@ def time_limit(seconds: float) -> Iterator[None]:
 def timed(
     build: Callable[[int], Callable[[], object]], size: int, seconds: float, ends: float
 ) -> tuple[int, float | None]:
-    """Return the size that fits and the median time of a step; None if time or memory ran out."""
+    """Return the size that fits and the median time of a step; None if time or memory ran out.
+
+    Also None, and a line, if a library fails: other steps may not need it.
+    """
     if seconds <= 0:
         return size, None
     while True:
@@ -152,7 +156,8 @@ def timed(
             return size, None
         except RuntimeError as error:
             if not is_out_of_gpu_memory(error):
-                raise
+                say(f"bench node: a step is not measured: {one_line(error)[:200]}")
+                return size, None
         torch.cuda.empty_cache()
         if size == 1:
             return size, None

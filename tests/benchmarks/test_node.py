@@ -16,7 +16,7 @@ import torch
 from mae_et.benchmarks import node, node_loading, node_training, training_step
 from mae_et.benchmarks.node import passes_of, summary
 from mae_et.benchmarks.node_exchange import all_reduce_speed
-from mae_et.benchmarks.node_loading import GPU_DECODES
+from mae_et.benchmarks.node_loading import GPU_DECODES, Way
 from mae_et.benchmarks.node_tables import node_tables
 from mae_et.benchmarks.node_training import SLACK, mark_noise, micro_batches, step_beside, timed
 
@@ -39,6 +39,22 @@ def test_a_step_that_does_not_end_is_given_up() -> None:
 
     ends = time.monotonic() - SLACK + 0.05
     assert timed(lambda size: step, 4, 1.0, ends) == (4, None)
+
+
+def test_figures_outlive_errors_of_libraries(monkeypatch, capfd) -> None:
+    """Of a compiler, a decoder or the GPU; a way of loading has the error as its reason."""
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("the library\nfailed")
+
+    assert timed(lambda size: fail, 4, 1.0, time.monotonic()) == (4, None)
+    assert "bench node: a step is not measured: the library failed" in capfd.readouterr().err
+    config = load_config(PretrainConfig, [], ["--optim.batch_size=64"])
+    way, plan = Way("files, fourier", config.data, "fourier", "cpu", []), make_plan(config, 10_000)
+    monkeypatch.setattr(node_loading, "_ways", lambda _: nullcontext([way]))
+    monkeypatch.setattr(node_loading, "_speed", fail)
+    rows = node_loading.loading_speeds(config, plan, torch.device("cpu"), 0, 9)
+    assert [row["reason"] for row in rows] == ["the library failed"] * 3
 
 
 def _trained(bandwidth: int, size: int, seconds: float, compiled: bool = False) -> dict[str, Any]:
@@ -279,7 +295,7 @@ def test_images_that_the_gpu_decodes_are_timed_beside_training(monkeypatch) -> N
         return lambda: steps.append((bandwidth, size))
 
     data = replace(config.data, synthetic_size=32, synthetic_train=8)
-    ways = [node_loading.Way(name, data, "fourier", name, []) for name in ("cpu", "gpu")]
+    ways = [Way(name, data, "fourier", name, []) for name in ("cpu", "gpu")]
     clock = SimpleNamespace(perf_counter=read_clock, monotonic=read_clock)
     monkeypatch.setattr(node_loading, "time", clock)
     monkeypatch.setattr(node_loading, "_ways", lambda _: nullcontext(ways))
@@ -340,7 +356,7 @@ def test_slow_loading_is_measured_in_the_time_of_a_way(monkeypatch) -> None:
 
     config = load_config(PretrainConfig, [], [])
     data = replace(config.data, name="synthetic", synthetic_size=32, synthetic_train=250)
-    way = node_loading.Way("files, fourier", data, "fourier", "cpu", [])
+    way = Way("files, fourier", data, "fourier", "cpu", [])
     monkeypatch.setattr(node_loading, "time", SimpleNamespace(perf_counter=lambda: now))
     monkeypatch.setattr(node_loading, "training_batches", loaded)
     monkeypatch.setattr(node_loading, "choose_decoder", lambda *_: None)
@@ -355,7 +371,7 @@ def test_slow_loading_is_measured_in_the_time_of_a_way(monkeypatch) -> None:
 def test_loading_is_timed_on_all_gpus_at_once(monkeypatch, died: bool) -> None:
     config = load_config(PretrainConfig, [], ["--optim.batch_size=64", "--efficiency.device=cpu"])
     data = replace(config.data, synthetic_size=32, synthetic_train=8)
-    ways = [node_loading.Way("cpu", data, "fourier", "cpu", [], by_bandwidth=False)]
+    ways = [Way("cpu", data, "fourier", "cpu", [], by_bandwidth=False)]
     monkeypatch.setattr(node_loading, "_ways", lambda _: nullcontext(ways))
     if died:
         monkeypatch.setattr(node_loading, "_start", sys.exit)
