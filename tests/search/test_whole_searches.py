@@ -165,7 +165,6 @@ def test_trials_run_as_a_slurm_array(
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
-    monkeypatch.setenv("PATH", cluster.environment["PATH"])
     (tmp_path / "here.yaml").write_text("{partition: main, cpus_per_task: 1, time: '30'}")
     folder = tmp_path / "search"
     flags = [*SMALL, "--search.stages=2", "--search.strategy=bayes", "--search.trials=4",

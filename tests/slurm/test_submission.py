@@ -72,6 +72,11 @@ def test_training_that_requests_no_gpu_is_reported_and_the_lab_s_cluster_is_the_
      ("--gpus_per_node=5", "optim.batch_size 12 is not divisible by 5 ranks"),
      ("--output.dir=tiny.yaml/run", "output.dir tiny.yaml/run: Not a directory"),
      ("--output.dir=run%j", "contains %"),
+     ("--optim.base_lr=fast", "optim.base_lr"),
+     ("--then=finetune", "no recipe"),
+     ("--cluster=nowhere", "there is no cluster 'nowhere'"),
+     ("--time=soon", "time must read like"),
+     ("--sweep=seed", "--sweep must read like"),
      ("--output.dir=a:b", "which SLURM or Python would misread"),
      ("--data.name=folder", "data.root is needed for data.name folder"),
      ("--data.name=shards", "data.root is needed for data.name shards")],
@@ -122,12 +127,9 @@ def test_two_jobs_with_one_folder_are_refused(place, capsys) -> None:
 
 @pytest.mark.parametrize(
     ("flag", "hint"),
-    [
-        ("--gpus", "did you mean --gpus_per_node?"),
-        ("--clutser", "did you mean --cluster?"),
-        ("--exclusive", "takes any option of sbatch"),
-    ],
-)
+    [("--gpus", "did you mean --gpus_per_node?"), ("--clutser", "did you mean --cluster?"),
+     ("--exclusive", "takes any option of sbatch")],
+)  # fmt: skip
 def test_unknown_flag_suggests_keys_of_the_cluster(place, capsys, flag: str, hint: str) -> None:
     assert main(["submit", "pretrain", *RUN, "--dry-run", flag, "1"]) == 2
     assert f"there is no flag {flag}; " in (said := capsys.readouterr().err)
@@ -160,6 +162,7 @@ def test_what_the_job_would_refuse_is_refused_before_it(place: Path, capsys) -> 
         (place / "flat" / split / "a").mkdir(parents=True)
     scores = ["--cluster=local", "--data.root=flat", "--dry-run"]
     model = ["--optim.batch_size=8", "--output.dir=new", "--dry-run"]
+    train = ["supervised", "--model.backbone=resnet18"]
     for words, sentence in (
         (["evaluate", "run", *scores], "run is a run of mae-et pretrain, which has no classifier"),
         (["evaluate", "x.pth", "--weights=best", *scores], "weights best needs"),
@@ -168,31 +171,23 @@ def test_what_the_job_would_refuse_is_refused_before_it(place: Path, capsys) -> 
         (["knn", "vit_tiny_patch16_224", scores[0], scores[2]], "data must be given (--data.root"),
         (["finetune", "vit_tiny_patch16_224", *model], "data must be given (--data.root"),
         (["finetune", "--model.backbone=resnet18", *model], "data must be given (--data.root"),
-        (
-            ["supervised", "--model.backbone=resnet18", "--data.name=cifar", *model],
-            "is unknown; kn",
-        ),
-        (["supervised", "--model.backbone=resnet18", "--data.root=x.pth", *model], "not a folder"),
-        (
-            ["pretrain", *RUN, "--efficiency.micro_batch={9: 4}", *model],
-            "batch names the band",
-        ),
+        ([*train, "--data.name=cifar", *model], "'cifar' is unknown; known"),
+        ([*train, "--data.root=x.pth", *model], "not a folder"),
+        (["pretrain", *RUN, "--efficiency.micro_batch={9: 4}", *model], "batch names the band"),
         (["pretrain", *RUN, "--data.replay={9: 2}", *model], "data.replay names the bandwidths"),
         (["evaluate", "x.pth", *scores], "the val split of data.root flat has no classes"),
         (["knn", "run", *scores], "fewer than two class folders): knn needs train/CLASS/*"),
         (["bench", "node", "--model.encoder=vit_no_patch16", *model], "no model 'vit_no_patch16'"),
         (["supervised", "--model.backbone=resne18", *model], "'resne18'; did you mean resnet18"),
         (["pretrain", "--model.encoder=vit_no_patch16", *model], "has no model 'vit_no_patch16'"),
-        (["supervised", "--model.backbone=resnet18", "--data.root=flat", *model], "supervised nee"),
+        ([*train, "--data.root=flat", *model], "supervised needs"),
     ):
         assert main(["submit", *words]) == 2, words
         assert sentence in capsys.readouterr().err
-    assert main(["submit", "supervised", "--model.backbone=resnet18", "--data.root=unmounted",
-                 *model]) == 2  # fmt: skip
+    assert main(["submit", *train, "--data.root=unmounted", *model]) == 2
     assert f"data.root unmounted is not a folder in {place}" in capsys.readouterr().err
     (place / "unmounted").mkdir()
-    assert main(["submit", "supervised", "--model.backbone=resnet18", "--data.root=unmounted",
-                 *model]) == 0  # fmt: skip
+    assert main(["submit", *train, "--data.root=unmounted", *model]) == 0
     assert "warning: unmounted is empty on this machine" in capsys.readouterr().err
     later = ["evaluate", "later", "--weights=best", "--executor=slurm", "--dependency=afterok:1"]
     assert main(["submit", *later, "--dry-run"]) == 0  # another job writes this run
@@ -307,11 +302,8 @@ def test_a_lab_s_umask_holds_for_the_run_but_not_for_pickles_and_code(
 
 
 def test_edited_config_does_not_change_a_pending_job(place: Path) -> None:
-
-    kept = freeze_configs(
-        parse_task(COMMAND_LINE, "pretrain", ["--config", "tiny.yaml", "--seed=3"]),
-        place / "run" / "slurm",
-    )
+    task = parse_task(COMMAND_LINE, "pretrain", ["--config", "tiny.yaml", "--seed=3"])
+    kept = freeze_configs(task, place / "run" / "slurm")
     (place / "tiny.yaml").write_text("seed: 9")
     again = parse_task(COMMAND_LINE, "pretrain", kept.arguments)
     assert again.config.seed == 3
@@ -329,10 +321,8 @@ def test_follow_up_starts_from_the_run_and_its_data(place: Path) -> None:
     assert probed.folder == probed.config.output.dir == Path("run/finetune-linear")
     (place / "recipe.yaml").write_text("model: {image_size: 32}\ndata: {name: cifar10}")
     assert follow_up(first, "finetune=recipe.yaml").config.data.source == "cifar10"
-    large = parse_task(
-        COMMAND_LINE, "pretrain", ["--config=pretrain/vit_l16_etpp", "--data.root=/x"]
-    )
-    followed = follow_up(large, "finetune").config
+    large = ["--config=pretrain/vit_l16_etpp", "--data.root=/x"]
+    followed = follow_up(parse_task(COMMAND_LINE, "pretrain", large), "finetune").config
     assert followed.optim.layer_decay == 0.75
     assert followed.data.root == Path("/x")
     with pytest.raises(UserError, match=r"'evaluate' cannot follow pretrain; choose .*knn"):
@@ -354,9 +344,8 @@ def test_sweep_has_a_run_for_each_combination(place: Path) -> None:
 def test_sweep_table_accepts_names_with_commas(place: Path) -> None:
     from slurm.submission import _table
 
-    found = sweep_tasks(
-        parse_task(COMMAND_LINE, "pretrain", RUN), ["optim.base_lr=0.1,0.2", "seed=0,1"]
-    )
+    first = parse_task(COMMAND_LINE, "pretrain", RUN)
+    found = sweep_tasks(first, ["optim.base_lr=0.1,0.2", "seed=0,1"])
     compare = _table(Path("run"), [found])
     assert compare.config.runs == [each.folder for each in found]
     assert compare.is_single
@@ -380,9 +369,8 @@ def test_local_job_is_interrupted_resumes_and_shows_its_status(place: Path, caps
         time.sleep(0.05)
     (found,) = status([run])
     assert (found.state, found.job) == ("running", str(pid))
-    assert (
-        str(Path(f"/proc/{pid}/fd/1").readlink()) == os.devnull
-    )  # `submit | cat` ends before the job
+    # `submit | cat` ends before the job.
+    assert str(Path(f"/proc/{pid}/fd/1").readlink()) == os.devnull
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         os.kill(int(child), signal.SIGUSR2)
     until("finished", 1)
@@ -405,12 +393,9 @@ def test_search_trials_are_submitted_once_and_awaited(place: Path, monkeypatch) 
 
     def fails(tasks, *_) -> str:
         submitted.extend(str(each.folder) for each in tasks)
-        record_event(
-            place / "search/2", "submitted", job="7", restart=0, kind="pretrain", executor="local"
-        )
-        record_event(
-            place / "search/2", "failed", job="7", restart=0, kind=kind, sentence="the loss is nan"
-        )
+        about = {"job": "7", "restart": 0}
+        record_event(place / "search/2", "submitted", **about, kind="pretrain", executor="local")
+        record_event(place / "search/2", "failed", **about, kind=kind, sentence="the loss is nan")
         return "7"
 
     monkeypatch.setattr(trials, "submit_together", fails)

@@ -96,7 +96,7 @@ class Cluster:
         """Return the number of times that a job was requeued."""
         return int(self.show(job_id)["Restarts"])
 
-    def wait_for(self, predicate: Callable[[], T], what: str, seconds: float = 30) -> T:
+    def wait_for(self, predicate: Callable[[], T], what: str, seconds: float = 60) -> T:
         """Poll a predicate until it returns a true value, and return that.
 
         Args:
@@ -117,7 +117,7 @@ class Cluster:
             time.sleep(0.05)
         return answer
 
-    def wait_for_state(self, job_id: int | str, *states: str, seconds: float = 30) -> str:
+    def wait_for_state(self, job_id: int | str, *states: str, seconds: float = 60) -> str:
         """Wait until a job is in one of the given states, and return its state."""
 
         def reached() -> str | None:
@@ -126,6 +126,13 @@ class Cluster:
 
         return self.wait_for(reached, f"job {job_id} is {' or '.join(states)}", seconds) or ""
 
+    def restart_soon(self, job_id: int | str, restart: int = 1) -> None:
+        """Wait until a job is requeued, and skip most of SLURM's delay."""
+        self.wait_for(lambda: self.restart_count(job_id) >= restart, "the job to be requeued", 90)
+        self.wait_for_state(job_id, "PENDING", "RUNNING")
+        # Not at once: SLURM revoked the job's credential in this very second.
+        self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now+2seconds", check=False)
+
     def processes(self) -> list[int]:
         """Return the ids of all processes of the cluster: supervisor, daemons, tasks of jobs."""
         running = parents()
@@ -133,6 +140,21 @@ class Cluster:
         for pid in found:
             found += [child for child, parent in running.items() if parent == pid]
         return found
+
+    def processes_on(self, node: str) -> list[int]:
+        """Return the processes of one node: slurmd, steps, and their tasks."""
+        found = set()
+        for process in self.processes():
+            place = Path(f"/proc/{process}")
+            words = (place / "cmdline").read_bytes().decode().split("\0")
+            if words[0].endswith("slurmd") and node in words:
+                found.add(process)
+            if f"SLURMD_NODENAME={node}".encode() in (place / "environ").read_bytes().split(b"\0"):
+                found.add(process)
+                parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+                if Path(f"/proc/{parent}/comm").read_text().startswith("slurmstepd"):
+                    found.add(parent)
+        return sorted(found)
 
     def stop(self) -> None:
         """Kill all processes of the cluster, including jobs; may be called again.
