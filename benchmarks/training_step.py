@@ -63,7 +63,7 @@ def training_step(
 def network_of(
     model: ModelConfig,
     device: torch.device,
-    compiled_for: int | None = None,
+    compiled_for: int | None,
     optim: OptimConfig | None = None,
 ) -> Built:
     """Return a model, its callable (compiled for a number of bandwidths), and its optimizer."""

@@ -8,7 +8,7 @@ from slurm.events import Event, log_file
 FAILURES = frozenset({"failed", "given up", "retried"})
 
 
-def restarts(events: list[Event], job: str | None = None, known_starts: int = 0) -> int:
+def restarts(events: list[Event], job: str | None, known_starts: int) -> int:
     """Return how often a run's jobs were restarted.
 
     A start that is killed before its first event leaves none, but SLURM's restart count, which

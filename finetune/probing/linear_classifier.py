@@ -90,7 +90,7 @@ def probe_features(
     return ProbeResult(probe.accuracy(val), probe.learning_rate, probe.held_out_accuracy)
 
 
-def train_probe(train: tuple[Tensor, Tensor], epochs: int = 100, seed: int = 0) -> LinearProbe:
+def train_probe(train: tuple[Tensor, Tensor], epochs: int, seed: int = 0) -> LinearProbe:
     """Train a linear classifier on features; see `probe_features`."""
     features, labels = train
     check_features(features, labels, "train")

@@ -177,7 +177,7 @@ def _side(count: int) -> int:
     return side if side * side == count else 0
 
 
-def build_named(path: Path, architecture: str, key: str | None = None, head: bool = False) -> Any:
+def build_named(path: Path, architecture: str, key: str | None, head: bool = False) -> Any:
     """Build a timm model by name and load a file, whose names timm converts to its own.
 
     With `head` the classifier is loaded too; its bias gives the number of classes.
@@ -203,7 +203,7 @@ def build_named(path: Path, architecture: str, key: str | None = None, head: boo
     return network
 
 
-def read_weights_of(network: Any, path: Path, key: str | None = None) -> Tensors:
+def read_weights_of(network: Any, path: Path, key: str | None) -> Tensors:
     """Read weights for a timm model; sizes and head may differ. See `read_state_dict`."""
     tensors = read_state_dict(path, network.state_dict().keys(), key)
     config = folder_of(path) / "config.json"

@@ -19,10 +19,10 @@ from mae_et.checkpoints.fixed_positions import without_positions
 from mae_et.checkpoints.guesses import report_unread
 from mae_et.checkpoints.layouts.hugging_face import file_of_folder, from_hugging_face, read_tensors
 from mae_et.checkpoints.layouts.hugging_face_config import (
-    classes_of,
     folder_of,
     grid_of,
     norm_eps_of,
+    numbered_names,
     read_description,
     read_preprocessor,
 )
@@ -195,7 +195,7 @@ def _from_hugging_face(folder: Path) -> Weights:
         encoder,
         without_positions(folder, decoder),
         head,
-        classes=classes_of(about) if head else None,
+        classes=numbered_names(about.get("id2label")) if head else None,
         preprocessing=read_preprocessor(folder),
         encoder_num_heads=about.get("num_attention_heads"),
         decoder_num_heads=about.get("decoder_num_attention_heads"),

@@ -29,7 +29,7 @@ from mae_et.runtime.console import say
 from mae_et.runtime.distributed import DistributedContext
 
 
-def inherited_settings(path: Path, config: ModelConfig, key: str | None = None) -> dict[str, Any]:
+def inherited_settings(path: Path, config: ModelConfig, key: str | None) -> dict[str, Any]:
     """Return the keys of a pre-training config that follow from its initial weights.
 
     These are the image statistics, if recorded, and the grid of fixed positions, if it is not the

@@ -30,7 +30,7 @@ _EMA = re.compile(r"(^|[._])ema([._]|$)", re.IGNORECASE)  # in names of moving a
 _DEEPEST = 4  # levels of nested mappings; no known trainer stores weights deeper
 
 
-def read_state_dict(path: Path, names: Collection[str], key: str | None = None) -> Tensors:
+def read_state_dict(path: Path, names: Collection[str], key: str | None) -> Tensors:
     """Read the state dict of a network with these parameter names from a file or a folder.
 
     The folder is of a classifier's run, of transformers or of accelerate. All tensors of the file

@@ -52,7 +52,7 @@ def stored_preprocessing(
     return _peek(path, key).preprocessing
 
 
-def stored_channels(path: Path, key: str | None = None) -> int | None:
+def stored_channels(path: Path, key: str | None) -> int | None:
     """Return the image channels of a checkpoint's encoder; None for a model name on a hub."""
     if not path.exists():
         return None

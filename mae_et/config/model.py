@@ -106,7 +106,7 @@ class ModelConfig:
         return int(_NAMED_PATCH.findall(self.encoder)[0])
 
 
-def target_width(kind: Target, patch: int, channels: int = 3, cell: int = 8, bins: int = 9) -> int:
+def target_width(kind: Target, patch: int, channels: int, cell: int, bins: int) -> int:
     """Return D, the size of one patch's target."""
     if kind == "hog":
         return channels * bins * (patch // cell) ** 2

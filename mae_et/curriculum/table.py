@@ -10,10 +10,10 @@ COMPUTE_UNITS = {"flops": "FLOPs", "area": "pixels"}
 LONG_BUDGET = 100  # equivalent epochs from which comparing with MAE's 1600 epochs is meaningful
 
 
-def summarise(plan: Plan, unit: str, against_epochs: float | None = None) -> dict[str, Any]:
+def summarise(plan: Plan, unit: str, against_epochs: float | None) -> dict[str, Any]:
     """Return a plan's figures as JSON-serialisable types; its costs are in FLOPs or pixels.
 
-    `speedup` compares with `against_epochs` at the base size: by default MAE's 1600 for budgets of
+    `speedup` compares with `against_epochs` at the base size: for None, MAE's 1600 for budgets of
     at least 100 equivalent epochs, and the plan's own epochs for shorter ones.
     """
     epochs = plan.images / plan.dataset_size

@@ -66,7 +66,7 @@ def _write(descriptor: int, content: bytes) -> None:
         os.pwrite(descriptor, content, 0)
 
 
-def writer_has_ended(folder: Path, since: float = 0.0) -> bool | None:
+def writer_has_ended(folder: Path, since: float) -> bool | None:
     """Return whether the last `sole_writer` of a folder has ended; None if it is unknown.
 
     It is known if the writer recorded its end, or ran on this machine. A lock file older than

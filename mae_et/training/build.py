@@ -35,7 +35,7 @@ def build_run(
     model: nn.Module,
     optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
     dry_pass: Callable[[Run, PlannedStage, int], None],
-    saved: dict[str, Any] | None = None,
+    saved: dict[str, Any] | None,
     ema_decay: float | None = None,
     multiple: int = 1,
     fit_by_default: bool = False,

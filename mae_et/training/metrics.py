@@ -100,7 +100,7 @@ class MetricsWindow:
         return len(self.numbers) // 2
 
     @contextmanager
-    def paused(self, works: bool = False) -> Iterator[None]:
+    def paused(self, works: bool) -> Iterator[None]:
         """Exclude the time spent inside.
 
         If the device gets work inside, wait for earlier work, which counts, and for that of the

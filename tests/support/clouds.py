@@ -5,11 +5,11 @@ import torch
 from finetune import Features
 
 
-def clouds(count: int, seed: int, classes: int = 4, spread: float = 1.0) -> Features:
-    """Gaussian clouds around fixed centres, in 8 dimensions."""
-    centres = 3 * torch.randn(classes, 8, generator=torch.Generator().manual_seed(0))
+def clouds(count: int, seed: int, spread: float = 1.0) -> Features:
+    """Gaussian clouds around four fixed centres, in 8 dimensions."""
+    centres = 3 * torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, classes, (count,), generator=generator)
+    labels = torch.randint(0, 4, (count,), generator=generator)
     noise = spread * torch.randn(count, 8, generator=generator)
     return Features(centres[labels] + noise, labels)
 

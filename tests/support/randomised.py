@@ -14,8 +14,8 @@ def randomised(network: torch.nn.Module) -> torch.nn.Module:
     return network.eval()
 
 
-def images_for(network: Any, count: int = 2) -> torch.Tensor:
-    """Return noise of the channels and the size that a timm model takes."""
+def images_for(network: Any) -> torch.Tensor:
+    """Return two images of noise, of the channels and the size that a timm model takes."""
     generator = torch.Generator().manual_seed(1)
     channels = network.patch_embed.proj.in_channels
-    return torch.randn(count, channels, *network.patch_embed.img_size, generator=generator)
+    return torch.randn(2, channels, *network.patch_embed.img_size, generator=generator)

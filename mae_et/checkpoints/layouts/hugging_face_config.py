@@ -99,11 +99,6 @@ def grid_of(about: dict[str, Any]) -> tuple[int, int] | None:
     return size[0] // max(patch, 1), size[1] // max(patch, 1)
 
 
-def classes_of(about: dict[str, Any]) -> list[str] | None:
-    """Return the class names of a `config.json`, in the order of the head; None without them."""
-    return numbered_names(about.get("id2label"))
-
-
 def numbered_names(names: object) -> list[str] | None:
     """Return the names of a mapping from "0", "1", ... in order; None for anything else.
 

@@ -15,7 +15,7 @@ DECODER_BYTES = 2**31
 
 @contextlib.contextmanager
 def memory_ahead(
-    requested: DecodePlace, images: Tensor, device: torch.device, kept: int = 0
+    requested: DecodePlace, images: Tensor, device: torch.device, kept: int
 ) -> Iterator[list[Tensor]]:
     """Hold as much memory on a device as loading may, while a micro-batch is trained on.
 

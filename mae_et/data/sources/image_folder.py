@@ -41,7 +41,7 @@ HELD_OUT_FRACTION = 0.2
 
 
 def open_image_folder(
-    config: DataConfig, split: Split, channels: int, own_classes: bool = False
+    config: DataConfig, split: Split, channels: int, own_classes: bool
 ) -> "ImageFolder":
     """Open `ROOT/SPLIT/CLASS/*` or `ROOT/SPLIT/*`.
 

@@ -35,7 +35,7 @@ MAX_OPEN_FILES = 256
 class PreparedDataset(DecodedDataset):
     """A prepared split: whole images from the originals, crops from the smallest useful level."""
 
-    def __init__(self, folder: Path, channels: int, max_value: float | None = None):
+    def __init__(self, folder: Path, channels: int, max_value: float | None):
         self.files = PreparedShards(folder)
         super().__init__(self.files, self.files.classes, channels, self.files.name, max_value)
 

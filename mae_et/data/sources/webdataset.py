@@ -32,7 +32,7 @@ COMPRESSED = re.compile(r"\.(tgz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
 
 
 def open_shards(
-    config: DataConfig, split: Split, channels: int, own_classes: bool = False
+    config: DataConfig, split: Split, channels: int, own_classes: bool
 ) -> DecodedDataset:
     """Open a split's shards, and report anything unusual about them."""
     root, extensions = data_root(config), extensions_for(channels)
