@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.core.utils import FailedJobError, environment_variables
+from submitit.core.utils import FailedJobError, FailedSubmissionError, environment_variables
 from submitit.helpers import clean_env
 from submitit.slurm.slurm import _make_sbatch_string
 
@@ -95,6 +95,9 @@ class Launcher:
                 return submitted
             except FailedJobError as error:
                 raise UserError(f"SLURM refuses the job: {one_line(error)}") from error
+            except FailedSubmissionError as error:
+                said = one_line(str(error).partition("Job instance")[0])
+                raise UserError(f"{said}; squeue shows whether there is a job") from error
 
     def _executor(self) -> submitit.Executor:
         config = self.config

@@ -227,12 +227,16 @@ def _error(run: Path, events: list[Event], job: str | None, state: str) -> str:
 
 
 def find_runs(folder: Path, depth: int = 3) -> list[Path]:
-    """Return the run folders among a folder, its subfolders, and those of runs and sweeps in it."""
+    """Return the run folders among a folder, its subfolders, and those of runs and sweeps in it.
+
+    Runs of a search are in its `trials`.
+    """
     if not folder.exists():
         raise UserError(f"there is no run folder {folder}")
     found = [folder] if is_run(folder) else []
     for path in sorted(path for path in folder.glob("*") if depth and path.is_dir()):
-        found += find_runs(path, depth - 1) if is_run(path) or (path / "slurm").is_dir() else []
+        if is_run(path) or (path / "slurm").is_dir() or path.name == "trials":
+            found += find_runs(path, depth - 1)
     return found
 
 

@@ -127,13 +127,16 @@ def test_the_table_of_a_sweep_has_a_row_for_every_run_with_the_reason_of_its_fai
     assert set(unfinished([good, bad])) == {bad}
 
 
-def test_a_folder_of_runs_shows_their_follow_ups_and_the_runs_of_sweeps(tmp_path: Path) -> None:
+def test_a_folder_of_runs_shows_follow_ups_and_the_runs_of_sweeps_and_searches(tmp_path) -> None:
     (tmp_path / "images" / "a" / "slurm").mkdir(parents=True)  # not searched: neither is a run
     (tmp_path / "local").mkdir()
     (tmp_path / "local" / "metrics.jsonl").touch()
     (tmp_path / "local" / "itself").symlink_to(tmp_path / "local")
     (tmp_path / "sweep" / "slurm").mkdir(parents=True)
-    runs = ["local", "local/finetune", "sweep/seed=0", "sweep/seed=0/knn"]
+    (tmp_path / "search" / "slurm").mkdir(parents=True)
+    runs = [
+        "local", "local/finetune", "search/trials/bayes-01", "sweep/seed=0", "sweep/seed=0/knn",
+    ]  # fmt: skip
     for run in runs[1:]:
         record_event(tmp_path / run, "finished", job="7")
     found = [each.run.removeprefix(f"{tmp_path}/") for each in status([tmp_path])]

@@ -262,6 +262,13 @@ def test_chain_that_slurm_refuses_halfway_is_cancelled(
     assert (programs / "scancel.log").read_text() == "7\n"
 
 
+def test_unexpected_output_of_sbatch_is_one_sentence(programs: Path, capsys) -> None:
+    (programs / "sbatch").write_text("#!/bin/sh\necho queued\n")
+    assert main(["submit", "pretrain", *RUN]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith('sbatch output "queued"; squeue shows whether there is a job')
+
+
 def test_job_imports_the_copied_code(place: Path) -> None:
     code = snapshot(place / "slurm")
     assert snapshot(place / "slurm") == code
