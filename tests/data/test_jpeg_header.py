@@ -75,6 +75,16 @@ def test_colours_without_a_sign_of_their_space_have_no_header() -> None:
     assert read_header(bytes(names)) is None
 
 
+@pytest.mark.parametrize(
+    ("transform", "usual"), [(b"\1", True), (b"\0", False), (b"\2", False), (b"", False)]
+)
+def test_only_ycbcr_of_adobe_has_a_header(transform: bytes, usual: bool) -> None:
+    segment = b"Adobe\0\x64\0\0\0\0" + transform
+    marker = b"\xff\xee" + (2 + len(segment)).to_bytes(2, "big") + segment
+    content = encoded(noise(), "JPEG")
+    assert (read_header(content[:2] + marker + content[2:]) is not None) is usual
+
+
 def test_exif_rotation_is_hidden_from_the_decoder() -> None:
     content = rotated(noise(40, 48))
     header = read_header(content)

@@ -63,6 +63,14 @@ def warned(config: DataConfig, channels: int = 3) -> str:
     return " ".join(str(each.message) for each in caught)
 
 
+@pytest.mark.parametrize(("white", "low"), [(30000, True), (32767, True), (32768, False)])
+def test_values_below_half_of_the_range_are_warned_of(tmp_path: Path, white: int, low: bool) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 4), white, np.uint16)).save(file, "PNG")
+    root = write(tmp_path, "0.png", file.getvalue())
+    assert (f"reach {white} of 65535" in warned(DataConfig(root=root))) is low
+
+
 @pytest.mark.parametrize("bits", [8, 10, 12, 14])
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_fewer_bits_in_16_bit_files_are_warned_of_and_scaled(

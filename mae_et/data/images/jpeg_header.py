@@ -70,7 +70,7 @@ def read_header(content: bytes) -> JpegHeader | None:
         elif marker == APP1 and segment.startswith(b"Exif\0"):
             exif.append(position + 1)
         elif marker == APP14 and segment.startswith(b"Adobe"):
-            adobe = segment[11] if len(segment) > 11 else 0
+            adobe = int.from_bytes(segment[11:12])
         position = max(end, position + 4)
     return None
 

@@ -192,7 +192,7 @@ def _report(
     facts = [*first]
     if folder not in {data_root(config), data_root(config) / split_name(config, split)}:
         facts.append(f"the folder is {folder.name}")
-    if classes and len(classes) > 10 and list(classes) != sorted(classes):
+    if list(classes) != sorted(classes):
         facts.append("classes 0 to n-1 in numeric order")
     lone = sorted(file for file in listing.names if "/" not in file)
     if lone and len(lone) < len(listing.names):
