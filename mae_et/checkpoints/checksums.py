@@ -157,8 +157,8 @@ def sealed_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
     return content[:8] + sealed + content[8 + len(header) :]
 
 
-def check_safetensors(path: Path) -> bool:
-    """Compare a safetensors file with the checksum in its metadata; False if it has none."""
+def check_safetensors(path: Path) -> None:
+    """Compare a safetensors file with the checksum in its metadata, if it has one."""
     with path.open("rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
@@ -166,9 +166,9 @@ def check_safetensors(path: Path) -> bool:
         try:
             described = json.loads(header).get("__metadata__", {})
         except (ValueError, AttributeError):
-            return False  # not a safetensors file: reading it raises the error
+            return  # not a safetensors file: reading it raises the error
         if DIGEST_KEY not in described:
-            return False
+            return
         written = str(described[DIGEST_KEY])
         digest = hashlib.sha256(start)
         digest.update(header.replace(written.encode(), _ZEROS.encode(), 1))
@@ -176,4 +176,3 @@ def check_safetensors(path: Path) -> bool:
             digest.update(part)
     if digest.hexdigest() != written:
         raise Damaged(f"{path} is damaged: it does not match its checksum")
-    return True

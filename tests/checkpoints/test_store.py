@@ -103,7 +103,7 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path, share: float) -> None:
     content = bytearray(path.read_bytes())
     content[int(len(content) * share)] ^= 0x10
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="is damaged: it does not match its checksum"):
         load_checkpoint(path)
 
 

@@ -118,6 +118,9 @@ def test_normalise_applies_mean_and_std() -> None:
     torch.testing.assert_close(ours[:, 1], (images[:, 1] / 255 - 0.1) / 2.0)
     floats = torch.rand(1, 2, 4, 4)
     torch.testing.assert_close(normalise(floats, (0.5,), (0.5,)), (floats - 0.5) / 0.5)
+    for mean, std in (((0.5,), (0.5, 0.5)), ((0.5,) * 3, (0.5,) * 3)):
+        with pytest.raises(ValueError, match="one number, or one for each of 2 channels"):
+            normalise(floats, mean, std)
 
 
 def test_replayed_images_are_flipped_again_only_if_the_flip_probability_is_a_half() -> None:

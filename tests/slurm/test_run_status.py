@@ -340,5 +340,6 @@ def test_a_process_of_another_machine_is_not_looked_for_on_this_one(place: Path)
     facts = {"job": "4999999", "restart": 0, "logs": "slurm"}
     record_event(run, "submitted", executor="local", machine="node7 pid:[4026531836]", **facts)
     record_event(run, "started", job="4999999", restart=0, step=0, lost=0)
-    found = status([run])[0]
+    (found,) = status([run])
     assert (found.state, found.reason) == ("unknown", "a process of node7: ask there")
+    assert "  unknown (a process of node7: ask there)  " in table([found])

@@ -18,6 +18,7 @@ from mae_et.cli.arguments import config_of
 from mae_et.cli.main import main, run
 from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
+from mae_et.io.lock import sole_writer
 from slurm import preflight, status, trials
 from slurm.command import CommandLine, follow_up, freeze_configs, parse_task, sweep_tasks
 from slurm.events import read_events, record_event
@@ -412,5 +413,8 @@ def test_search_trials_are_submitted_once_and_awaited(place: Path, monkeypatch) 
     with pytest.raises(RunFailed, match=r"search/2 ended before its run .failed.: the loss is"):
         runner([one, other])
     assert submitted == ["search/2"] * 2
+    record_event(place / "search/3", "started", job="8", restart=0)
+    with sole_writer(place / "search/3"):  # its job outlived an earlier search
+        assert runner._is_there(place / "search/3")
     with pytest.raises(ValueError, match="runs to its end"):
         runner([one], 3)
