@@ -189,6 +189,7 @@ def test_16_bit_colours_are_warned_of_and_refused_with_a_range(tmp_path: Path) -
     assert "16-bit colours reach 15 of 255" in warned(DataConfig(root=root))
     with pytest.raises(Unreadable, match=r"16-bit colours decode to their high byte.*\.npy"):
         open_dataset(DataConfig(root=root, max_value=4095), "train")[0]
+    assert "reach 127 of 255" in warned(DataConfig(root=write(tmp_path, "0.png", colours(15))))
     assert warned(DataConfig(root=write(tmp_path, "0.png", colours(16)))) == ""
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,7 +45,7 @@ def test_job_runs_where_it_was_submitted(place: Path, inside, monkeypatch) -> No
 
 @pytest.mark.parametrize(
     ("number", "limit", "expected"),
-    [(signal.SIGUSR2, 0.0, "failed"), (signal.SIGUSR2, 60.0, "requeued"),
+    [(signal.SIGUSR2, 59.0, "failed"), (signal.SIGUSR2, 61.0, "requeued"),
      (signal.SIGTERM, 0.0, "stopped")],
 )  # fmt: skip
 def test_time_limit_before_anything_is_saved_counts_as_a_crash(
@@ -57,6 +58,7 @@ def test_time_limit_before_anything_is_saved_counts_as_a_crash(
 
     monkeypatch.setattr(job, "set_rank_environment", lambda folder: 0)
     monkeypatch.setattr(job, "is_running", lambda: False)
+    monkeypatch.setattr(job, "time", SimpleNamespace(monotonic=iter((0.0, 30.0)).__next__))
     monkeypatch.setattr(signal, "raise_signal", lambda number: None)
     payload = job.Job(stopped, [], place / "run", limit=limit)
     ends = {"failed": RunFailed, "stopped": SystemExit}  # a success would start the follow-ups
