@@ -28,16 +28,16 @@ ENDS = frozenset({"requeued", "stopped", "finished", "failed"})
 HUNG = "no step or batch finished within step_timeout; the log of each rank has its stack"
 
 
-def main(folder: Path, status: int, retries: int) -> int:
-    """Restart the job if its run crashed; return the exit status of the script."""
+def main(folder: Path, status: int, retries: int) -> None:
+    """Restart the job if its run crashed; `status` is that of the script."""
     if status == 0 or not is_running():
-        return status
+        return
     job = this_job()
     events = [event for event in read_events(folder) if event.get("job") == job["job"]]
     mine = [event for event in events if event.get("restart") == job["restart"]]
     ends = [event["event"] for event in mine if event["event"] in ENDS]
     if ends and ends[-1] != "failed":
-        return status
+        return
     failures = [event for event in mine if event["event"] == "failed"]
     # A rank that lost a peer does not know the cause.
     reasons = [event for event in failures if event.get("kind") != "PeerLost"]
@@ -45,7 +45,7 @@ def main(folder: Path, status: int, retries: int) -> int:
     sentence = sentence or f"srun exited with status {status}"
     if reasons and reasons[0].get("kind") in FINAL:
         record_event(folder, "given up", sentence=sentence)
-        return status
+        return
     step, _ = read_progress(folder)
     crashes = 0
     for event in reversed([event for event in events if event["event"] == "retried"]):
@@ -54,12 +54,11 @@ def main(folder: Path, status: int, retries: int) -> int:
         crashes += 1
     if crashes >= retries:
         record_event(folder, "given up", sentence=sentence, step=step, crashes=crashes + 1)
-        return status
+        return
     record_event(folder, "retried", sentence=sentence, step=step)
     say(f"crashed ({sentence}); requeued from step {step}")
     if not requeue() and is_running():
         record_event(folder, "given up", sentence=f"{sentence}, and SLURM refuses a restart")
-    return status
 
 
 def cause(folder: Path, job: str, events: list[Event], status: int) -> str:
@@ -93,7 +92,8 @@ def run_folder(runs: Path) -> Path:
 
 if __name__ == "__main__":
     runs, status, retries = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    if not runs.exists():
+    if runs.exists():
+        main(run_folder(runs), status, retries)
+    else:
         say(f"{runs} was moved or deleted, so the job is not restarted")
-        sys.exit(status)
-    sys.exit(main(run_folder(runs), status, retries))
+    sys.exit(status)
