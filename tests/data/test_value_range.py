@@ -64,7 +64,9 @@ def warned(config: DataConfig, channels: int = 3) -> str:
 
 
 @pytest.mark.parametrize(("white", "low"), [(30000, True), (32767, True), (32768, False)])
-def test_values_below_half_of_the_range_are_warned_of(tmp_path: Path, white: int, low: bool) -> None:
+def test_values_below_half_of_the_range_are_warned_of(
+    tmp_path: Path, white: int, low: bool
+) -> None:
     file = io.BytesIO()
     Image.fromarray(np.full((4, 4), white, np.uint16)).save(file, "PNG")
     root = write(tmp_path, "0.png", file.getvalue())

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browser import chromium
 from hypothesis import given, settings
@@ -119,6 +120,12 @@ def test_the_page_shows_metrics_results_and_config(run: Path, tmp_path: Path) ->
         assert (
             f"bandwidth {bandwidth}: {share:.1f} % of the compute, {seen:.1f} % of the images"
         ) in titles
+    shaded = (found for _, found in page.elements if (found.get("class") or "").startswith("band"))
+    widths = [float(found["width"] or 0) for found in shaded if "width" in found]
+    charts = [np.divide(each, sum(each)) for each in zip(*[iter(widths)] * 3, strict=True)]
+    for key in ("compute", "images"):  # the axes of two charts, shaded by bandwidth
+        shares = [stage[key] / results[key] for stage in results["stages"]]
+        assert any(each == pytest.approx(shares, abs=0.01) for each in charts)
     assert (run / "config.yaml").read_text().strip() in page.texts
     images = sorted((run / "reconstructions").glob("*.png"))
     assert len(page.attributes("src")) == len(images) == 2
