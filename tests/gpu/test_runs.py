@@ -2,7 +2,10 @@
 
 import multiprocessing
 import signal
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +16,16 @@ from ranks import run as run_ranks
 from torch import Tensor, nn
 
 from finetune import ClassifierConfig, classify
-from mae_et import load_config, pretrain
+from mae_et import load_config, pretrain, pretraining
 from mae_et.checkpoints.store import newest_checkpoint
+from mae_et.curriculum.plan import PlannedStage
 from mae_et.data.batch import Batch
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.efficiency.compile import compiler_fault
 from mae_et.training.efficiency.cuda_graphs import GraphedPasses
 from mae_et.training.efficiency.flat_gradients import FlatGradients
+from mae_et.training.run import Run
 
 SPAWN = multiprocessing.get_context("spawn")  # neither CUDA nor autograd's threads survive a fork
 QUIET = (
@@ -71,6 +76,32 @@ def test_a_killed_run_resumes_to_the_numbers_of_an_uninterrupted_one(
     assert run_with_fault(tiny_yaml, killed, "die:step=8", *flags) == -signal.SIGKILL
     assert run_with_fault(tiny_yaml, killed, "none", *flags) == 0
     close(tmp_path / "killed", tmp_path / "whole", 0 if device.type == "cpu" else 1e-3)
+
+
+@pytest.mark.parametrize("graphs", ["auto", "false"])
+def test_a_step_does_not_wait_for_the_gpu(
+    tiny, device: torch.device, monkeypatch, graphs: str
+) -> None:
+    """PyTorch raises where the host would; a bandwidth's first step allocates, or captures."""
+    usual, steps = pretraining.update, Counter[int]()
+
+    def update(run: Run, stage: PlannedStage, batches: Iterable[Batch], *rest: Any) -> Any:
+        loaded = list(batches)
+        steps[stage.bandwidth] += 1
+        raises = device.type == "cuda" and steps[stage.bandwidth] > 1
+        if raises:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            return usual(run, stage, loaded, *rest)
+        finally:
+            if raises:
+                torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(pretraining, "update", update)
+    given = {"device": device.type, "precision": "bf16", "micro_batch": 6, "cuda_graphs": graphs}
+    flags = [f"--efficiency.{name}={value}" for name, value in given.items()]
+    pretrain(tiny(*QUIET, *flags, "--optim.clip_grad=1", "--optim.max_skipped_updates=3"))
+    assert min(steps.values()) > 1
 
 
 @pytest.mark.parametrize(
