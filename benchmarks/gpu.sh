@@ -113,7 +113,7 @@ pack() {
 }
 child=
 trap pack EXIT
-trap 'kill $child 2>/dev/null; exit 143' TERM INT
+trap 'kill $child 2>/dev/null; wait $child; exit 143' TERM INT # until it has saved, or for 10 s
 
 # goals [VARIANT FOLDER]: write goals.md, with the rows of a run.
 goals() { "$python" -m mae_et.benchmarks.gpu_goals "$out" "$@" 2>>"$out/log.txt"; }
@@ -158,7 +158,9 @@ rm -rf "$work/images"
 if [ ! -d "$data/imagenette128/train" ]; then
   echo "gpu.sh: arms are skipped: DATA has no imagenette128/train" | tee -a "$out/log.txt" >&2
 else
-  [ -e "$out/state.tar" ] && tar -xf "$out/state.tar" -C "$work"
+  # Whole or not at all: this script may be stopped meanwhile, and then packs what is there.
+  mkdir "$work/packed"
+  [ -e "$out/state.tar" ] && tar -xf "$out/state.tar" -C "$work/packed" && mv "$work/packed/quality" "$work"
   done_arms=
   for arm in $arms; do
     done_arms=${done_arms:+$done_arms,}$arm

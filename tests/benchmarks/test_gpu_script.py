@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import tarfile
 import time
 from pathlib import Path
 
@@ -20,7 +21,15 @@ case " $* " in
   *".variants $HANGS "*) exec sleep 1000 ;;
   *.variants*) mkdir -p "$(after --output.dir "$@")" ;;
   *" bench node "*) echo "{}" >"$(after --save "$@")" ;;
-  *" quality "*) echo "{}" ;;
+  *" quality "*)
+    folder=$(after --folder "$@")
+    if [ "$HANGS" = arms ]; then # saves on SIGTERM
+      trap 'sleep 0.5; touch "$folder/saved"; exit 1' TERM
+      mkdir -p "$folder"
+      while :; do sleep 0.05; done
+    fi
+    echo "{}"
+    ;;
 esac
 """
 PARTS = {
@@ -82,3 +91,21 @@ def test_script_that_is_stopped_ends_at_once_and_leaves_what_it_has(
     assert process.returncode == 128 + signal.SIGTERM
     assert {each.name for each in (tmp_path / "out").iterdir()} == {"node.json", "log.txt"}
     assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_an_arm_that_is_stopped_saves_before_it_is_packed_and_is_unpacked(
+    tmp_path: Path, script: list[str]
+) -> None:
+    process = subprocess.Popen(script, env=environment(tmp_path, "arms"), stdout=subprocess.PIPE)
+    patience = time.monotonic() + 60
+    while not list((tmp_path / "tmp").glob("*/quality")):
+        assert time.monotonic() < patience
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    for _ in range(2):
+        with tarfile.open(tmp_path / "out" / "state.tar") as packed:
+            assert "quality/saved" in packed.getnames()
+        (tmp_path / "calls").unlink()
+        subprocess.run(script, env=environment(tmp_path), capture_output=True)
+        assert calls(tmp_path)[-1] == "arms"
