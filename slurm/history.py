@@ -1,10 +1,13 @@
 """Summarise a run's events: the number of restarts, and the last error."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
 from slurm.events import Event, log_file
 
+# srun's last messages, after that about a task's end.
+EPILOGUE = re.compile("srun: (launch/slurm|Force Terminated)")
 FAILURES = frozenset({"failed", "given up", "retried"})
 
 
@@ -42,5 +45,5 @@ def last_error(run: Path, events: list[Event], job: str | None, ended: bool) -> 
     path = log_file(run, events, job) if job is not None and ended else None
     if path is None or not path.is_file():
         return ""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    lines = map(str.strip, path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return next((line for line in reversed([*lines]) if line and not EPILOGUE.match(line)), "")

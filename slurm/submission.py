@@ -88,6 +88,7 @@ def submit(
         preflight.check_classes(follower.config.data or first.config.data, follower.kind)
     for run in (run for run in runs if run.kind in (*PROBES, "evaluate")):
         preflight.check_scoring(run.kind, run.config)
+    _check_roots([each for group in groups for each in group])
     for group in groups:
         _check(group, cluster, first.folder, dry_run)
     alone = replace(cluster, dependency=None)
@@ -109,6 +110,7 @@ def submit_together(tasks: list[Task], cluster: ClusterConfig, root: Path) -> st
 
     `root` is the folder of the copied code and the logs.
     """
+    _check_roots(tasks)
     _check(tasks, cluster, root)
     return _submit(tasks, cluster, root)
 
@@ -216,6 +218,13 @@ def _report_missing_gpus(task: Task) -> None:
         )
 
 
+def _check_roots(tasks: list[Task]) -> None:
+    """Check the images of trainings, which the runs of a sweep or a chain share."""
+    trainings = [each.config.data for each in tasks if each.kind in TRAININGS]
+    for data in {(data.source, data.root): data for data in trainings}.values():
+        preflight.check_root(data)
+
+
 def _check_queue(folder: Path) -> None:
     """Refuse a run folder that another job is still writing to."""
     events = [event for event in read_events(folder) if event["event"] == "submitted"]
@@ -238,5 +247,4 @@ def _check_training(each: Task, cluster: ClusterConfig) -> None:
     if written.exists():
         saved = {"config": read_text(written)}
         check_same_run(config, saved, finished=(each.folder / "results.json").exists())
-    preflight.check_root(config.data)
     check_outside(config.data, each.folder)

@@ -214,13 +214,16 @@ def test_interrupting_the_watch_says_that_the_runs_continue(tmp_path, monkeypatc
 def test_a_stop_by_a_signal_is_no_error(tmp_path: Path, monkeypatch) -> None:
     """Though its job fails, so that no follow-ups start."""
     (log := tmp_path / "slurm" / "7_0_log.err").parent.mkdir()
-    log.write_text("srun: launch/slurm: _step_signal: Terminating StepId=7.0")
+    killed = "srun: error: n1: task 0: Killed"
+    log.write_text(f"{killed}\nsrun: launch/slurm: _step_signal: Terminating StepId=7.0\n")
     record_event(tmp_path, "submitted", job="7", logs=str(log.parent))
     assert status([tmp_path])[0].error == ""
+    monkeypatch.setattr(squeue, "run_program", lambda *_: "7|N/A|FAILED|0|None\n")
+    assert status([tmp_path])[0].error == killed
     record_event(tmp_path, "stopped", job="7", step=917, signal=15)
     (found,) = status([tmp_path])
     assert (found.state, found.error) == ("stopped", "")
-    monkeypatch.setattr(squeue, "run_program", lambda *_: "7|N/A|FAILED|0|None\n")
+    monkeypatch.setattr(squeue, "run_program", lambda *_: None)
     (found,) = status([tmp_path])
     assert (found.state, found.error) == ("stopped", "")
 
