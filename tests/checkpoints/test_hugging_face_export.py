@@ -52,7 +52,8 @@ def test_a_run_keeps_its_mask_ratio_target_and_statistics(tiny, tmp_path: Path) 
         torch.testing.assert_close(theirs.loss, ours.loss, rtol=1e-4, atol=1e-5)
         card = (folder / "README.md").read_text()
         facts = (f"target: {target}; mask ratio 0.6", "data: synthetic", "loss: 0.", "Licence")
-        for text in (*facts, f"starting weights: {start}\n"):
+        task = "pipeline_tag: image-feature-extraction\n"
+        for text in (*facts, task, f"starting weights: {start}\n"):
             assert text in card
         start = target
     weights, back = load_weights(run), load_weights(folder)
@@ -118,6 +119,9 @@ def test_a_classifier_by_the_class_token_gives_the_same_logits(probe, tmp_path: 
     about = {"classes": ["cat", "dog", "newt"], "encoder_num_heads": 3, "grid": [8, 8]}
     (run / "classes.json").write_text(json.dumps(seal(about)))
     folder = export(run, "hf", tmp_path / "hf")
+    card = (folder / "README.md").read_text()
+    assert "pipeline_tag: image-classification\n" in card
+    assert card.count("Not recorded in the checkpoint.") == 2  # its recipe and its figures
     model = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
     assert model.config.id2label == {0: "cat", 1: "dog", 2: "newt"}
     images = torch.randn(2, 3, 64, 64)

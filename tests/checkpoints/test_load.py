@@ -102,6 +102,7 @@ def test_unusable_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "short.safetensors").write_bytes(content[:-1])
     (tmp_path / "header.safetensors").write_bytes(content[:100])
     sealed = sealed_safetensors(released(), {})
+    assert int.from_bytes(sealed[:8], "little") % 8 == 0  # where tensors begin: aligned
     (tmp_path / "flipped.safetensors").write_bytes(flipped(sealed, -1))
     (tmp_path / "bits.safetensors").write_bytes(content.replace(b'"F32"', b'"F99"', 1))
     torch.save({"model": {"fc.weight": torch.zeros(2, 2)}}, tmp_path / "other.pth")

@@ -247,6 +247,9 @@ def test_the_share_of_a_centre_crop_is_read_or_timm_s_default() -> None:
     convnext = Preprocessing.of_hugging_face(about | {"crop_pct": 0.8}, "folder")
     timm_s = Preprocessing.of_timm({"mean": [0.5], "std": [0.5], "input_size": [3, 32, 32]})
     assert (convnext.eval_crop, timm_s.eval_crop) == (0.8, 0.875)
+    unsized = Preprocessing.of_timm({"mean": [0.5], "std": [0.5]})
+    assert unsized is not None
+    assert unsized.image_size == 224
     for entry in ({"std": "x"}, {"std": [1], "input_size": [3, math.inf, 32]}):
         with pytest.raises(UserError, match=r"config\.json is damaged"):
             Preprocessing.of_timm({"mean": [0.5]} | entry, "config.json")

@@ -81,6 +81,8 @@ def test_decoded_batches_are_handed_out_in_order_while_the_loader_stalls(
         found += loaded
     assert not gave_up.is_set()
     compare(found, usual, 0)
+    with decode_ahead.decoded_ahead(iter([None]), cpu_decoder(dataset), dataset) as early:
+        assert list(early) == []  # a stall before the first micro-batch
 
 
 def test_the_threads_end_when_training_raises_and_when_it_stops_early(tmp_path: Path) -> None:

@@ -66,8 +66,10 @@ def test_thinning_a_curve_keeps_its_extremes(values: list[float]) -> None:
 
 def test_bands_and_marks_share_the_axis_of_the_curve() -> None:
     curves = [Curve(0, [(0.0, 1.0), (4.0, 2.0)])]
-    drawn = chart("t", "x", curves, [Band(0, 2, "16"), Band(2, 9, "32")], [(2.0, "spike")])
+    bands = [Band(0, 2, "16"), Band(2, 9, "32")]
+    drawn = chart("t", "x", curves, bands, [(2.0, "spike")], from_zero=True)
     assert drawn is not None
+    assert drawn.y_ticks[0] == (pytest.approx(FRAME.bottom), "0")
     (first, second), (mark,) = drawn.bands, drawn.marks
     middle = (first[0] + second[1]) / 2
     assert first[1] == second[0] == mark[0] == pytest.approx(middle)

@@ -1,8 +1,10 @@
 """A report is one self-contained file that shows what run folders hold and executes nothing."""
 
+import io
 import json
 import re
 import shutil
+from base64 import b64decode
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -106,6 +108,8 @@ def test_the_page_is_self_contained(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_page_shows_metrics_results_and_config(run: Path, tmp_path: Path) -> None:
+    images = sorted((run / "reconstructions").glob("*.png"))
+    Image.new("RGB", (1840, 300)).save(images[0])  # is embedded in half of its size
     page = Page(report([run], tmp_path / "report.html"))
     rows, results = read_metrics(run), json.loads((run / "results.json").read_text())
     for row in rows:
@@ -127,8 +131,9 @@ def test_the_page_shows_metrics_results_and_config(run: Path, tmp_path: Path) ->
         shares = [stage[key] / results[key] for stage in results["stages"]]
         assert any(each == pytest.approx(shares, abs=0.01) for each in charts)
     assert (run / "config.yaml").read_text().strip() in page.texts
-    images = sorted((run / "reconstructions").glob("*.png"))
-    assert len(page.attributes("src")) == len(images) == 2
+    embedded = [b64decode(source.partition(",")[2]) for source in page.attributes("src")]
+    assert len(embedded) == len(images) == 2
+    assert Image.open(io.BytesIO(embedded[0])).size == (920, 150)
     for curve in (
         "Training loss by compute",
         "Learning rate",

@@ -65,6 +65,13 @@ def test_bayes_finds_a_known_optimum_with_non_decreasing_bandwidths(small) -> No
         assert fact["bandwidths"] == sorted(fact["bandwidths"])
 
 
+def test_magnitudes_rise_from_zero_between_as_few_as_two_stages(small) -> None:
+    flags = ["--search.candidates=[16,32]", "--search.stages=2", "--search.strategy=greedy"]
+    config = small(*flags, "--data.augment=rand-mstd0.5", "--search.magnitude=7")
+    stages = config.stages_of(config.candidates)
+    assert [(each.bandwidth, each.magnitude) for each in stages] == [(16, 0), (32, 7)]
+
+
 @pytest.mark.slow
 def test_bayes_searches_the_last_magnitude_if_data_are_augmented(small) -> None:
     def objective(folder: Path) -> float:
