@@ -145,7 +145,7 @@ class CrossDecoder(Decoder):
 
     def decode(self, tokens: Tensor, queries: Tensor, count: int | None) -> Tensor:
         """Run the blocks."""
-        queries = queries[:, -(count or queries.shape[1]) :]
+        queries = queries if count is None else queries[:, -count:]
         for block in self.blocks:
             queries = self._run(block, queries, tokens)
         return queries

@@ -18,13 +18,11 @@ NORM_PIX_EPSILON = 1e-6
 def patch_targets(kind: Target, images: Tensor, patch: int, cell: int = 8, bins: int = 9) -> Tensor:
     """Return the targets of normalised images [B C H W]: float32 [B N D], without gradient.
 
-    Autocast is disabled, because half precision moves gradients across the edges of HOG's bins.
-
     Raises:
         ValueError: the kind is unknown, or the images are not tiled by patches or cells.
     """
     require_choice(kind, Target, "target")
-    with full_precision(images.device), torch.no_grad():
+    with torch.no_grad():
         images = images.float()
         if kind == "pixel":
             return patchify(images, patch)
@@ -72,7 +70,8 @@ def hog(images: Tensor, cell: int = 8, bins: int = 9) -> Tensor:
     Source: MaskFeat (Wei et al., CVPR 2022, arXiv 2112.09133). Reflect padding by 1; 3x3 Sobel per
     channel; orientation floor(atan2(gx, gy) / pi * bins) mod bins (unsigned, hard assignment);
     magnitudes summed over square cells; the histogram of each cell and channel divided by its L2
-    norm. There is no block normalisation. Computed in float32, also under autocast.
+    norm. There is no block normalisation. Computed in float32, also under autocast:
+    half precision moves gradients across the edges of bins.
 
     Args:
         images: normalised images [B C H W]; H and W are multiples of the cell.

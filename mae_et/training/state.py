@@ -74,7 +74,7 @@ class TrainState:
         else:
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(optimizer)
-        if saved["scaler"] and self.scaler.is_enabled():  # empty unless trained in fp16
+        if saved["scaler"]:  # empty unless trained in fp16; a disabled scaler ignores it
             found = {key: saved["scaler"][key] for key in ("scale", "_growth_tracker")}
             self.scaler.load_state_dict(self.scaler.state_dict() | found)
         if self.ema is not None and saved["ema"] is not None:

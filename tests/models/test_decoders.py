@@ -62,6 +62,7 @@ def test_cross_block_is_cross_attention_and_an_mlp_with_norms_before_each() -> N
     attended = queries + attention(block.norm1(queries), normed, normed)[0]
     expected = attended + block.mlp(block.norm2(attended))
     torch.testing.assert_close(block(queries, context), expected)
+    assert block.mlp.fc1.out_features == 4 * 16
 
 
 def test_cross_decoder_predicts_each_patch_independently() -> None:

@@ -9,10 +9,14 @@ from mae_et.probing.effective_rank import effective_rank
 from mae_et.probing.ridge_classifier import RIDGES, ridge_accuracy
 
 
-def test_ridge_classifier_equals_scikit_learn_s_with_the_best_leave_one_out_penalty() -> None:
+@pytest.mark.parametrize(("count", "seed", "spread"), [(60, 1, 4.0), (12, 13, 2.0), (8, 4, 2.0)])
+def test_ridge_classifier_equals_scikit_learn_s_with_the_best_leave_one_out_penalty(
+    count: int, seed: int, spread: float
+) -> None:
+    """With few images, the leverage of each, and of the intercept, decides the penalty."""
     from sklearn.linear_model import Ridge
 
-    train, val = clouds(60, 1, spread=4.0), clouds(300, 2, spread=4.0)
+    train, val = clouds(count, seed, spread=spread), clouds(300, seed + 100, spread=spread)
     mean, std = train.vectors.mean(0), train.vectors.std(0, correction=0)
     x, y = ((train.vectors - mean) / std).double().numpy(), np.eye(4)[train.labels.numpy()]
     queries = ((val.vectors - mean) / std).double().numpy()

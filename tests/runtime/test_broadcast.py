@@ -21,7 +21,8 @@ class Wire:
     """The rank that broadcasts next."""
     sent: list[torch.Tensor] = field(default_factory=list)
 
-    def broadcast(self, tensor: torch.Tensor, _: int) -> None:
+    def broadcast(self, tensor: torch.Tensor, source: int) -> None:
+        assert source == MAIN.rank
         if self.rank is MAIN:
             self.sent.append(tensor.clone())
         else:

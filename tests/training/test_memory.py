@@ -84,6 +84,17 @@ def test_available_memory_respects_the_control_group(tmp_path, monkeypatch) -> N
     for name, text in {"max": "9000", "current": "5000", "stat": "a 1\ninactive_file 300"}.items():
         (tmp_path / f"memory.{name}").write_text(text)
     assert host_memory.left_in_control_groups(tmp_path) == 4300
+    limits = {"docker/a:b": (8000, 5000), "docker": (9000, 5000), "other": (10, 10)}  # version 1
+    for group, (most, used) in limits.items():
+        folder = tmp_path / "memory" / group
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.limit_in_bytes").write_text(str(most))
+        (folder / "memory.usage_in_bytes").write_text(str(used))
+    groups = tmp_path / "groups"
+    groups.write_text("5:cpu,cpuacct:/other\n4:hugetlb,memory:/docker/a:b\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(host_memory, "Path", lambda _: groups)
+        assert host_memory.left_in_control_groups(tmp_path) == 3000
     monkeypatch.setattr(host_memory, "Path", lambda _: tmp_path / "meminfo")
     (tmp_path / "meminfo").write_text("MemTotal: 1 kB\n")  # a kernel before 3.14
     assert host_memory.available_host_memory() is None

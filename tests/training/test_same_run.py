@@ -52,6 +52,7 @@ def test_keys_of_another_version_that_decide_no_numbers_are_skipped(
     with pytest.raises(UserError, match="seed was 3 and is now 4"):
         check_same_run(replace(config, seed=4), {"config": text}, finished=False)
     (tmp_path / "config.yaml").write_text(text)
+    check_same_run(replace(config, seed=4), None, finished=False)  # nothing was saved
     found = config_of_run(tmp_path)
     assert found is not None
     assert (found.seed, found.efficiency) == (3, EfficiencyConfig())

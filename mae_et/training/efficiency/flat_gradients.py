@@ -29,7 +29,7 @@ class FlatGradients:
             return
         unit = ALIGNMENT // parameters[0].element_size()
         sizes = [-(-parameter.numel() // unit) * unit for parameter in parameters]
-        self.buffer = parameters[0].new_zeros(sum(sizes), requires_grad=False)
+        self.buffer = parameters[0].new_zeros(sum(sizes))
         for parameter, part in zip(parameters, self.buffer.split(sizes), strict=True):
             view = part[: parameter.numel()].view_as(parameter)
             parameter.register_post_accumulate_grad_hook(partial(_move, view))
