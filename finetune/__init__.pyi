@@ -4,6 +4,8 @@ from .evaluation.evaluate import evaluate as evaluate
 from .feature_config import EmbedConfig as EmbedConfig
 from .probing.features import Features as Features
 from .probing.features import extract_dataset_features as extract_dataset_features
+from .probing.frozen_encoder import FrozenEncoder as FrozenEncoder
+from .probing.frozen_encoder import open_encoder as open_encoder
 from .probing.learning_dynamics import dynamics as dynamics
 from .probing.linear_classifier import ProbeResult as ProbeResult
 from .probing.linear_classifier import probe_features as probe_features

@@ -50,8 +50,7 @@ def submit(
     """Submit a command of mae-et.
 
     Args:
-        command_line: parses and runs it; for mae-et,
-            `CommandLine(mae_et.cli.arguments.config_of, mae_et.cli.main.run)`.
+        command_line: parses and runs it: `mae_et.cli.slurm_jobs.command_line()`.
         kind: one of `slurm.command.KINDS`.
         arguments: arguments of the command.
         cluster: resources of the job.

@@ -22,7 +22,7 @@ from mae_et.data.cores import compute_threads, worker_count
 from mae_et.data.layout import Split
 from mae_et.data.loader import batches_of, data_loader
 from mae_et.data.transforms import EvalDataset, normalise
-from mae_et.errors import UserError
+from mae_et.errors import UserError, require
 from mae_et.models.features import pool_tokens
 from mae_et.monitoring.progress import Progress
 from mae_et.runtime.distributed import DistributedContext
@@ -38,7 +38,7 @@ class Features(NamedTuple):
     labels: Tensor
     """int64 [N], classes counted from 0."""
 
-    def to(self, device: torch.device) -> "Features":
+    def to(self, device: torch.device | str) -> "Features":
         """Move both tensors to a device."""
         return Features(self.vectors.to(device), self.labels.to(device))
 
@@ -65,9 +65,9 @@ def extract_dataset_features(
     """Encode the centre crops of a split at the encoder's image size.
 
     Args:
-        encoder: encoder of any checkpoint (`open_encoder`).
+        encoder: encoder of any checkpoint (`finetune.open_encoder`).
         data: labelled data.
-        config: pooling, batch size, workers and precision.
+        config: pooling, batch size, workers and precision, such as a `finetune.ProbeConfig`.
         split: split to encode.
         device: device of the forward passes.
         indices: images to encode, in this order; all by default.
@@ -80,6 +80,10 @@ def extract_dataset_features(
     Raises:
         UserError: images have no labels, or there are fewer than two classes.
     """
+    require(
+        isinstance(encoder, FrozenEncoder),
+        f"encoder must come from finetune.open_encoder, got a {type(encoder).__name__}",
+    )
     data, config = typed(data, DataConfig), typed(config, FeatureScoreConfig)
     device = torch.device(device)
     check_statistics(data, encoder.channels)

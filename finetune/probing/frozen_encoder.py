@@ -104,18 +104,22 @@ def open_encoder_and_data(
 
 
 def open_encoder(
-    path: Path,
+    checkpoint: str | Path,
     encoder_num_heads: int | None = None,
     architecture: str | None = None,
-    key: str | None = None,
+    checkpoint_key: str | None = None,
 ) -> FrozenEncoder:
-    """Open the encoder of a checkpoint; see `mae_et.checkpoints.encoders.load_encoder`."""
+    """Open the encoder of a checkpoint, with what the checkpoint records of its images.
+
+    Arguments and errors are those of `mae_et.load_encoder`.
+    """
+    path = Path(checkpoint)
     architecture = architecture or timm_architecture(path)
     if architecture is not None or not path.exists():
-        network = load_encoder(path, encoder_num_heads, architecture, key)
-        recorded = stored_preprocessing(path, key, architecture)
+        network = load_encoder(path, encoder_num_heads, architecture, checkpoint_key)
+        recorded = stored_preprocessing(path, checkpoint_key, architecture)
         return replace(_of_network(network), preprocessing=recorded)
-    weights = load_weights(path, key).with_given(encoder_num_heads)
+    weights = load_weights(path, checkpoint_key).with_given(encoder_num_heads)
     encoder = replace(frozen_encoder_from_weights(weights), preprocessing=weights.preprocessing)
     classifier = read_classifier_config(path)
     return encoder if classifier is None else replace(encoder, data=classifier.data)

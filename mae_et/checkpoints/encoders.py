@@ -33,7 +33,7 @@ from mae_et.runtime.console import notify
 
 def load_encoder(
     checkpoint: str | Path,
-    num_heads: int | None = None,
+    encoder_num_heads: int | None = None,
     architecture: str | None = None,
     checkpoint_key: str | None = None,
 ) -> Any:
@@ -43,8 +43,8 @@ def load_encoder(
         checkpoint: run folder (of pre-training or of a fine-tuned ViT), checkpoint, file of weights
             in MAE's or timm's layout, Hugging Face folder (ViTMAE, ViT, DINOv2 with and without
             registers), or the name of a timm model, whose weights are fetched from its hub.
-        num_heads: attention heads, required if the checkpoint does not record them and its width
-            is not a published one.
+        encoder_num_heads: attention heads, required if the checkpoint does not record them and its
+            width is not a published one.
         architecture: timm's name of the network, required if the weights do not determine it
             (CLIP, SwiGLU, distilled DeiT); timm's own conversion is applied.
         checkpoint_key: choice among several sets of weights in a file, such as `teacher`.
@@ -62,7 +62,7 @@ def load_encoder(
         return _checked(build_named(path, named, checkpoint_key), path)
     if not path.exists() and timm.is_model(str(path)):
         return _checked(fetch_from_hub(str(path), num_classes=0), path)
-    return encoder_of_weights(load_weights(path, checkpoint_key).with_given(num_heads))
+    return encoder_of_weights(load_weights(path, checkpoint_key).with_given(encoder_num_heads))
 
 
 def encoder_of_weights(weights: Weights) -> VisionTransformer:

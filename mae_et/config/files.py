@@ -107,6 +107,11 @@ def load_config(
 ) -> Config:
     """Build a config from YAML files, later over earlier, then flags (`--optim.base_lr 1e-3`).
 
+    Args:
+        kind: class of the config, such as `PretrainConfig`.
+        files: paths, or names of shipped configs (`pretrain/vit_b16_etpp_400ep`).
+        flags: as on the command line.
+
     Raises:
         UserError: an unknown key, a wrong type or an impossible value, in one sentence.
     """

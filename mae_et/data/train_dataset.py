@@ -156,9 +156,10 @@ def train_transform(
         config: `scale`, `ratio`, `flip`, `augment` and `mean` are read; MAE's by default.
 
     Returns:
-        A function of (image, index), a PIL image or a tensor [C H W] and its `SampleIndex`, that
-        returns a `Batch` of one: `images` uint8 [C base base], `noise` float32 [N] with N =
-        (bandwidth / patch_size)^2, `stage` int64 []. DataLoader stacks them along a new dimension.
+        A function of (image, index), a PIL image (`convert("RGB")` it: a palette has one channel)
+        or a tensor [C H W] and its `SampleIndex`, that returns a `Batch` of one: `images` uint8
+        [C base base], `noise` float32 [N] with N = (bandwidth / patch_size)^2, `stage` int64 [].
+        DataLoader stacks them along a new dimension.
 
     Raises:
         UserError: timm does not know the augmentation.

@@ -117,8 +117,8 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
     Args:
         images: [... C H W]; uint8 is scaled from [0, 255] to [0, 1], other types are not.
-        mean: mean of each channel, or one number.
-        std: standard deviation of each channel, or one number.
+        mean: mean of each channel, or a sequence of one for all.
+        std: standard deviation of each channel, likewise.
 
     Returns:
         float32 [... C H W].

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.io import encode_png
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from mae_et.io.atomic import write_atomically
@@ -78,5 +77,4 @@ def as_panel(pixels: Tensor, side: int) -> Image.Image:
 
 def save_png(path: Path, image: Tensor) -> None:
     """Write an image, uint8 [3 H W], as a PNG."""
-    content = encode_png(image).numpy().tobytes()
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    write_atomically(path, lambda temporary: to_pil_image(image).save(temporary, "PNG"))

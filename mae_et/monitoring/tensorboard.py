@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
-from torchvision.io import read_image
+from torchvision.transforms.functional import pil_to_tensor
 
 from mae_et.config.files import numeric_keys, to_yaml
 from mae_et.config.schema import RunConfig
@@ -154,6 +155,7 @@ class TensorBoardWriter:
 
     def _add_saved(self, path: Path, add: Callable[[Tensor], None]) -> None:
         try:
-            add(read_image(str(path)))
-        except RuntimeError:
+            with Image.open(path, formats=["PNG"]) as image:
+                add(pil_to_tensor(image))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             warnings.warn(f"{path} is damaged: skipped in TensorBoard", stacklevel=3)

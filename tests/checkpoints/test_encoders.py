@@ -73,13 +73,13 @@ def test_a_file_of_a_timm_vit_gives_its_features(settings: dict, tmp_path: Path)
     )
     path = tmp_path / "weights.pth"
     torch.save({"epoch": 3, "state_dict": expected.state_dict()}, path)
-    assert_same_features(load_encoder(path, num_heads=3), expected)
+    assert_same_features(load_encoder(path, encoder_num_heads=3), expected)
 
 
 def test_blocks_that_a_file_leaves_open_are_reported(tmp_path: Path, capsys) -> None:
     network = timm.create_model("vit_tiny_patch16_224", **SMALL, num_classes=5, final_norm=False)
     torch.save(network.state_dict() | {"head.0.weight": torch.zeros(2)}, tmp_path / "a.pth")
-    load_encoder(tmp_path / "a.pth", num_heads=3)
+    load_encoder(tmp_path / "a.pth", encoder_num_heads=3)
     said = capsys.readouterr().err
     assert "a.pth records neither activation nor epsilon: GELU and 1e-06 are taken" in said
     assert "a.pth has no norm after the last block: none is applied" in said
@@ -167,7 +167,7 @@ def test_a_file_whose_weights_leave_the_network_open_needs_its_name(
     save_file(dict(expected.state_dict()), tmp_path / "weights.safetensors")
     reason = "SigLIP's attentive pooling, .*" if "siglip" in name else ""
     with pytest.raises(UserError, match=f"{reason}give its timm model with --architecture"):
-        load_encoder(tmp_path / "weights.safetensors", num_heads=3)
+        load_encoder(tmp_path / "weights.safetensors", encoder_num_heads=3)
     real = timm.create_model
     monkeypatch.setattr(
         timm, "create_model", lambda name, **s: real(name, **(s | {"depth": 1, "img_size": 56}))
@@ -193,7 +193,7 @@ def test_dinov2_s_own_layout_with_registers_is_that_of_timm(tmp_path: Path) -> N
     tensors["register_tokens"] = tensors.pop("reg_token")
     tensors["mask_token"] = torch.zeros(1, 48)
     torch.save(tensors, tmp_path / "dinov2_reg4.pth")
-    assert_same_features(load_encoder(tmp_path / "dinov2_reg4.pth", num_heads=3), expected)
+    assert_same_features(load_encoder(tmp_path / "dinov2_reg4.pth", encoder_num_heads=3), expected)
 
 
 def test_a_folder_of_transformers_that_wraps_a_timm_model_is_read(tmp_path: Path) -> None:

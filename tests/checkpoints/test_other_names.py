@@ -99,7 +99,7 @@ def test_a_vit_of_torchvision_gives_its_tokens_and_logits(classes: int, tmp_path
     with torch.no_grad():
         prefix = theirs.class_token.expand(2, -1, -1)
         tokens = theirs.encoder(torch.cat([prefix, theirs._process_input(IMAGES)], 1))
-        found = load_encoder(tmp_path / "a.pth", num_heads=3).forward_features(IMAGES)
+        found = load_encoder(tmp_path / "a.pth", encoder_num_heads=3).forward_features(IMAGES)
         torch.testing.assert_close(found, tokens, rtol=0, atol=1e-5)
         if classes:
             config = EvaluateConfig(tmp_path / "a.pth", encoder_num_heads=3)
@@ -144,7 +144,7 @@ def test_encoders_lose_what_only_their_training_needs(method: str, tmp_path: Pat
     expected = vit(num_classes=0)
     torch.save({"teacher": contrastive(expected.state_dict())[method]}, tmp_path / "a.pth")
     with torch.no_grad():
-        found = load_encoder(tmp_path / "a.pth", num_heads=3).forward_features(IMAGES)
+        found = load_encoder(tmp_path / "a.pth", encoder_num_heads=3).forward_features(IMAGES)
         assert torch.equal(found, expected.forward_features(IMAGES))
 
 
@@ -232,7 +232,7 @@ def test_objects_of_trainers_are_skipped_and_others_refused(tmp_path: Path, monk
     with pytest.raises(UserError, match=r"it holds elsewhere\.History"):
         read_weight_file(tmp_path / "b.pth")
     save_file(dict(MAE), tmp_path / "model.safetensors")
-    assert load_encoder(tmp_path / "model.safetensors", num_heads=3)
+    assert load_encoder(tmp_path / "model.safetensors", encoder_num_heads=3)
 
 
 def test_backbones_start_from_folders_and_refuse_other_names(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ def load(entry: str, *arguments, **settings) -> torch.nn.Module:
 def test_a_checkpoint_loads_through_torch_hub_as_by_the_library() -> None:
     model = load("masked_autoencoder", GOLDEN_MAE, encoder_num_heads=3, decoder_num_heads=4)
     same = load_pretrained(GOLDEN_MAE, encoder_num_heads=3, decoder_num_heads=4)
-    encoder = load("mae_encoder", GOLDEN_MAE, num_heads=3)
+    encoder = load("mae_encoder", GOLDEN_MAE, encoder_num_heads=3)
     images = torch.randn(2, model.channels, *(side * model.patch for side in model.base_grid))
     assert torch.equal(model.encode(images), same.encode(images))
-    features = load_encoder(GOLDEN_MAE, num_heads=3).forward_features(images)
+    features = load_encoder(GOLDEN_MAE, encoder_num_heads=3).forward_features(images)
     assert torch.equal(encoder.forward_features(images), features)
     assert not encoder.training
 

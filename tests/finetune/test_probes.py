@@ -203,6 +203,12 @@ def test_unlabelled_images_are_refused_before_any_is_read(run, tiny, monkeypatch
         finetune.HeldOutAccuracy().check(tiny().data, 3)
 
 
+def test_features_of_a_bare_network_are_refused_as_its_image_size_is_unknown(tiny) -> None:
+    network = torch.nn.Linear(2, 2)
+    with pytest.raises(UserError, match=r"must come from finetune\.open_encoder, got a Linear"):
+        finetune.extract_dataset_features(network, tiny().data, None, "val", "cpu")
+
+
 def test_accuracy_on_held_out_images_is_knn_s_with_the_other_images(run, tiny) -> None:
     objective = finetune.HeldOutAccuracy(share=0.5, images=30, num_workers=0, device="cpu")
     config = probe(run, tiny)

@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 
 import finetune
 import mae_et
+import slurm
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,6 +100,7 @@ def test_site_has_every_page_of_the_documentation() -> None:
 
 def test_reference_page_describes_every_public_name_once():
     page = (ROOT / "docs/site/python.md").read_text()
-    public = {f"{package.__name__}.{n}" for package in (mae_et, finetune) for n in package.__all__}
+    packages = mae_et, finetune, slurm
+    public = {f"{package.__name__}.{n}" for package in packages for n in package.__all__}
     described = re.findall(r"^::: (\S+)$", page, re.M)
     assert sorted(described) == sorted(public)

@@ -1,8 +1,11 @@
 import math
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
 from mae_et import pretrain
 from mae_et.config.commands import ReconstructConfig
@@ -10,6 +13,7 @@ from mae_et.config.data import DataConfig
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.masking import mask_from_noise
 from mae_et.models.targets import hog
+from mae_et.monitoring.image_grid import save_png
 from mae_et.monitoring.reconstructions import hog_strokes, panel_grid, reconstruction_panels
 from mae_et.reconstruction import reconstruct
 
@@ -94,3 +98,12 @@ def test_each_column_has_a_caption_that_fits_its_panel() -> None:
             left = 4 + place * 100
             assert dark[left : left + 96].sum() > 10
             assert not dark[left - 4 : left].any()
+
+
+def test_an_image_is_saved_as_it_is_and_without_warnings(tmp_path: Path) -> None:
+    """Newer versions of torchvision warn that they will remove their PNG encoder."""
+    image = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_png(tmp_path / "a.png", image)
+    assert torch.equal(pil_to_tensor(Image.open(tmp_path / "a.png")), image)
