@@ -48,3 +48,5 @@ def test_something_else_than_a_config_is_refused() -> None:
 def test_objectives_are_refused_at_once() -> None:
     with pytest.raises(UserError, match="by must be one of 'knn', 'linear', got kNN"):
         HeldOutAccuracy(by="kNN")
+    with pytest.raises(UserError, match=r"share must lie in \(0, 1\)"):
+        HeldOutAccuracy(share=1.0)

@@ -80,6 +80,8 @@ def test_split_folders_may_have_any_configured_name(tmp_path: Path) -> None:
     assert values(open_dataset(config, "val")) == [(6, 0)]
     assert "no folder training" in refusal(folder(tmp_path, "training", "test"))
     assert "no folder training" in refusal(folder(tmp_path, "training", "tset"))
+    (tmp_path / "test").rename(tmp_path / "airport")  # does not look like a split
+    assert "no folder val" in refusal(folder(tmp_path, "fit"), "val")
 
 
 @pytest.mark.parametrize(("there", "requested"), [("train", "val"), ("val", "train")])

@@ -4,8 +4,10 @@ import contextlib
 import json
 import pickle
 import shutil
+import tarfile
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +118,12 @@ def test_files_of_every_format_are_kept(tmp_path: Path) -> None:
         opened(tmp_path / "data"),
     )
     assert same(source, shards)
+    names: dict[int, list[str]] = {0: [], 48: []}
+    for level, shard in product(names, range(3)):
+        with tarfile.open(archive_path(tmp_path / "shards" / "train", shard, level)) as archive:
+            names[level] += archive.getnames()
+    endings = {level: " ".join(Path(name).suffix for name in names[level]) for level in names}
+    assert endings == {0: ".png .png .jpg .jpg .gif .webp .png .jpg .npy", 48: ".jpg .jpg .jpg"}
     plan = Curriculum((Stage(32, 1),), 32, 8).plan(3, 50, 9)
     one, other = (TrainDataset(of, DataConfig(), plan, 8, 0, "decode") for of in (source, shards))
     for index in range(9):

@@ -11,6 +11,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.errors import Diverged, RunFailed
 from mae_et.search import trials
 from mae_et.search.driver import search
+from mae_et.search.space import Space
 from mae_et.training.plan import make_plan
 
 
@@ -70,6 +71,13 @@ def test_magnitudes_rise_from_zero_between_as_few_as_two_stages(small) -> None:
     config = small(*flags, "--data.augment=rand-mstd0.5", "--search.magnitude=7")
     stages = config.stages_of(config.candidates)
     assert [(each.bandwidth, each.magnitude) for each in stages] == [(16, 0), (32, 7)]
+
+
+def test_the_nearest_untried_point_is_one_step_away_or_none_is_left(small) -> None:
+    space = Space(small("--search.candidates=[16,32]", "--search.stages=2"), 40)
+    points = [{"stage_1": first, "stage_2": last} for first, last in ((0, 0), (0, 1), (1, 1))]
+    assert space.nearest(points[0], points[:1], 0) == points[1]  # stage 1 may not exceed stage 2
+    assert space.nearest(points[0], points, 0) is None
 
 
 @pytest.mark.slow
