@@ -140,10 +140,9 @@ def largest_part(peak: Callable[[int], int | None], parts: list[int], limit: int
         return first
     slope = max(0.0, (more - least) / max(1, second - first))
     fitting = [size for size in parts if least + slope * (size - first) <= limit]
-    for size in reversed(fitting):
-        if size <= second:
-            return size
-        taken = peak(size)
+    while fitting[-1] > second:
+        taken = peak(fitting[-1])
         if taken is not None and taken <= limit:
-            return size
-    return first
+            break
+        fitting.pop()
+    return fitting[-1]
