@@ -16,6 +16,7 @@ from finetune import EvaluateConfig, ProbeConfig, knn, linear_probe
 from finetune.config import NetworkConfig
 from finetune.evaluation.trained_classifier import load_classifier
 from finetune.probing.frozen_encoder import open_encoder
+from finetune.probing.intermediate_layers import block_indices
 from finetune.training.model import build_classifier
 from mae_et import UserError, export, extract_features, load_encoder
 from mae_et.checkpoints import formats
@@ -218,8 +219,11 @@ def test_what_differs_in_more_than_sizes_is_refused(tmp_path: Path) -> None:
     for read in (load_encoder, load_weights):  # fine-tuning reads the same folders
         with pytest.raises(UserError, match="has the activation relu: give its timm model"):
             read(tmp_path)
-    about = json.loads((tmp_path / "config.json").read_text()) | {"hidden_act": ["mish"]}
-    (tmp_path / "config.json").write_text(json.dumps(about))
+    about = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(about | {"use_swiglu_ffn": True}))
+    with pytest.raises(UserError, match="has another MLP than a plain ViT"):
+        load_encoder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(about | {"hidden_act": ["mish"]}))
     with pytest.raises(UserError, match=r"has the activation .*mish.*, not gelu or "):
         load_encoder(tmp_path, architecture="vit_tiny_patch16_224")
     save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "resnet.safetensors")
@@ -240,8 +244,9 @@ def test_a_timm_name_is_fetched_and_gives_its_own_features(monkeypatch) -> None:
     )  # fmt: skip
     assert_same_features(load_encoder("vit_small_patch14_reg4_dinov2"), expected)
     assert load_weights(Path("vit_small_patch14_reg4_dinov2")).encoder_num_heads == 3
-    with pytest.raises(UserError, match="there is no checkpoint nowhere"):
-        load_encoder("nowhere")
+    for architecture in (None, "vit_tiny_patch16_224"):
+        with pytest.raises(UserError, match="there is no checkpoint nowhere"):
+            load_encoder("nowhere", architecture=architecture)
 
     def unreachable(*_, **__):
         raise ConnectionError("no route\nto host")
@@ -297,13 +302,19 @@ def test_encoders_with_a_stem_take_images_of_its_channels(name: str, tmp_path: P
     assert encoder.channels == 3
     assert encoder.patch > 1
     assert (224 // encoder.patch) ** 2 == encoder.network.patch_embed.num_patches
+    if name.startswith("xcit"):
+        with pytest.raises(UserError, match="timm cannot initialise a Xcit again"):
+            encoder.initialise()
     with pytest.raises(UserError, match=r"image_size(: timm cannot resize this Xcit| 120 is not)"):
         encoder.at_size(120 if "r_s16" in name else 240)  # patches of 8 features, or 32 pixels
 
 
-def test_features_that_are_maps_are_refused() -> None:
+def test_networks_of_maps_or_without_blocks_are_refused() -> None:
+    network = torch.nn.Identity()
     with pytest.raises(UserError, match="Identity are maps"):
-        pool_tokens(torch.nn.Identity(), torch.zeros(2, 4, 4, 8), "mean")
+        pool_tokens(network, torch.zeros(2, 4, 4, 8), "mean")
+    with pytest.raises(UserError, match="layers: a Identity has no list of blocks"):
+        block_indices(Namespace(network=network), [1])
 
 
 def test_pooling_by_a_class_token_needs_one() -> None:

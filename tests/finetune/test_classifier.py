@@ -237,6 +237,10 @@ def test_images_without_a_label_are_refused_before_training(small, tmp_path: Pat
         flags = [f"--data.name={name}", f"--data.root={tmp_path / root}"]
         with pytest.raises(UserError, match="3 of 12 images of train have no label"):
             classify(small(*flags))
+    save(tmp_path / "photos" / "train" / "a" / "1.png")
+    save(tmp_path / "photos" / "train" / "2.png")
+    with pytest.raises(UserError, match=r"because some images are in no class folder \(train/C"):
+        classify(small(f"--data.root={tmp_path / 'photos'}"))
 
 
 def test_a_run_without_validation_split_has_no_scores(small, tmp_path) -> None:
@@ -321,6 +325,7 @@ def test_mistakes_get_one_sentence_and_exit_status_2(small, encoder, tmp_path, c
         "recipe.mixup must not be negative, got inf": [*mine, "--recipe.mixup=.inf"],
         "recipe.erasing must lie": [*mine, "--recipe.erasing=1"],
         "optim.layer_decay must lie": [*mine, "--optim.layer_decay=0"],
+        "efficiency.sharding is for pre-training": [*mine, "--efficiency.sharding=full"],
         "is not a classifier": ["evaluate", f"--checkpoint={encoder}", "--data.name=synthetic"],
     }.items():  # fmt: skip
         assert main(arguments) == 2, sentence
@@ -336,6 +341,8 @@ def test_a_validation_split_that_lacks_a_class_is_refused(small, tmp_path) -> No
         for number in range(8 * len(classes)):
             save(tmp_path / "lacks" / split / classes[number % len(classes)] / f"{number}.png")
     flags = [f"--data.root={tmp_path / 'lacks'}", "--curriculum.epochs=1"]
+    with pytest.raises(UserError, match=r"the validation split has no image of c: add some"):
+        classify(small(*flags))
     config = small(*flags, "--output.evaluate_every=null")
     classify(config)
     with pytest.raises(UserError, match=r"the validation split has no image of c$"):

@@ -267,8 +267,9 @@ def test_names_of_tar_shards_are_those_of_their_files(place, tmp_path) -> None:
     assert names == [f"a-train-0.tar/{name}" for name in files]
 
 
-def test_the_projector_shows_each_image_with_its_class(place, tmp_path) -> None:
-    settings = config(place, tmp_path / "f.parquet", projector=tmp_path / "cloud")
+@pytest.mark.parametrize("kind", ["npy", "parquet", "safetensors"])
+def test_the_projector_shows_each_image_with_its_class(place, tmp_path, kind: str) -> None:
+    settings = config(place, tmp_path / f"f.{kind}", projector=tmp_path / "cloud")
     assert embed(settings)["points"] == 11
     folder = tmp_path / "cloud" / "00000" / "default"
     rows = (folder / "metadata.tsv").read_text().splitlines()

@@ -116,3 +116,5 @@ def test_another_encoder_is_scored_in_one_row(finished: Path, tiny, tmp_path: Pa
     assert (tmp_path / "other" / "dynamics.md").is_file()
     assert main(["dynamics", *other, *shared]) == 2
     assert "output must be given" in capsys.readouterr().err
+    assert main(["dynamics", f"--checkpoint={folder}", "--bandwidths=[64]"]) == 2
+    assert "bandwidths: 64 is larger than the image size 32" in capsys.readouterr().err

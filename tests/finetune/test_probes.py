@@ -1,6 +1,7 @@
 """Scores of frozen encoders, from run folders."""
 
 import dataclasses
+import errno
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ import torch
 import finetune
 import mae_et
 from finetune import ProbeConfig, extract_dataset_features, score_encoder
+from finetune.probing import probes
 from finetune.probing.features import Features
 from finetune.probing.frozen_encoder import open_encoder
 from mae_et import UserError, load_pretrained
@@ -125,6 +127,21 @@ def test_scores_of_a_finished_run_are_kept_in_it_for_compare(run, tiny, tmp_path
     (run / "results.json").unlink()  # an unfinished run has another encoder later
     finetune.knn(probe(run, tiny))
     assert path.read_text() == ""
+
+
+def test_scores_that_cannot_be_kept_in_a_run_are_printed(
+    run, tiny, tmp_path, monkeypatch, capsys
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(probes, "write_record", refuse)
+    assert "knn" in finetune.knn(probe(run, tiny))
+    path = run / "knn" / "results.json"
+    said = f"scores are only printed, {path} cannot be written: Permission denied"
+    assert said in capsys.readouterr().err
+    with pytest.raises(PermissionError):  # where the user asked for the file
+        finetune.knn(probe(run, tiny, output=tmp_path / "scores"))
 
 
 def test_scores_of_other_data_or_settings_are_kept_beside_each_other(run, tiny, capsys) -> None:

@@ -19,7 +19,7 @@ from mae_et.data.images.decoding import DecodedDataset
 from mae_et.data.sampler import SampleIndex
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.data.transforms import as_tensor, normalise
-from mae_et.errors import Unreadable
+from mae_et.errors import Unreadable, UserError
 from mae_et.models.masking import mask_from_noise
 from mae_et.pretraining import train_step
 from mae_et.runtime.console import notify
@@ -100,7 +100,7 @@ def test_a_folder_smaller_than_the_batch_is_drawn_and_the_line_says_so(
     assert "5 images, fewer than optim.batch_size 12: batches of 5\n" in capsys.readouterr().err
 
 
-def test_unreadable_images_are_passed_over(tiny, monkeypatch) -> None:
+def test_unreadable_images_are_passed_over(tiny, tmp_path, monkeypatch) -> None:
     config = tiny()
     plan, dataset = dataset_of(config)
     views = list(training_views(config, plan, dataset))
@@ -117,3 +117,5 @@ def test_unreadable_images_are_passed_over(tiny, monkeypatch) -> None:
     assert not all(torch.equal(a.images, b.images) for a, b in zip(found, views, strict=True))
     broken.update(range(40))
     assert draw_preview(config, plan, dataset) is None
+    with pytest.raises(UserError, match="none of the first images of the training split can be"):
+        preview(config, tmp_path / "preview.png")
