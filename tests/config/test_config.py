@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune import EmbedConfig, ProbeConfig
+from finetune.feature_config import FeatureMapConfig
 from mae_et import PretrainConfig, UserError, load_config
 from mae_et.config.commands import ExportConfig, PlanConfig, ReconstructConfig
 from mae_et.config.duration import duration_in_steps, is_due
@@ -145,6 +146,7 @@ def test_what_cannot_be_meant_is_refused_in_one_sentence_that_names_the_key(
         (ReconstructConfig, {"decoder_num_heads": 0}),
         (EmbedConfig, {"encoder_num_heads": 0}),
         (ProbeConfig, {"seed": 2**63}),
+        (FeatureMapConfig, {"count": 0}),
         (PlanConfig, {"against_epochs": 0.0}),
     ],
 )

@@ -237,7 +237,9 @@ def test_unreadable_images_are_rows_of_nan(place, tmp_path, capsys) -> None:
     missing = np.isnan(np.load(settings.output)).any(1)
     assert missing.nonzero()[0].tolist() == [4, 5, 6, 7]
     said = capsys.readouterr().err
-    assert "4 of 11 images cannot be read: their rows are NaN" in said
+    folder = tmp_path / "flat"
+    named = f"{folder}/04.png, {folder}/05.png, {folder}/06.png, ..."
+    assert f"4 of 11 images cannot be read: their rows are NaN ({named}); " in said
     assert "04.png: it is neither an image nor an array" in said
     with pytest.raises(RunFailed, match=r"more than data.max_bad_fraction 0.01 allows.*04.png"):
         embed(config(tmp_path, tmp_path / "g.npy", "flat"))
