@@ -47,7 +47,7 @@ from mae_et.training.periodic import Periodic
 from mae_et.training.plan import make_plan, resumed_plan
 from mae_et.training.preview import draw_preview
 from mae_et.training.reconstructions import PeriodicReconstructions, gather_model
-from mae_et.training.resume import extension
+from mae_et.training.resume import branch
 from mae_et.training.resume.find_checkpoint import find_checkpoint
 from mae_et.training.resume.same_data import check_data
 from mae_et.training.run import Run
@@ -65,7 +65,8 @@ def pretrain(
     """Pre-train as configured, resuming from the run folder's newest checkpoint.
 
     A new run starts from random weights, from other weights (`config.init.weights`), or from a
-    checkpoint of a shorter run (`config.init.extends`); a line on stderr names the source. The
+    checkpoint of another run (`config.branch_from`, `config.init.extends`); a line on stderr names
+    the source. The
     command line adopts the statistics and the position grid of initial weights; this function uses
     `config.data` and `config.model.position_grid`, and the line reports differences.
 
@@ -106,7 +107,7 @@ def _pretrain(
         return
     with fail_together(world):
         source = opening.data
-    saved, files = extension.start(config, saved, source, world)
+    saved, files = branch.start(config, saved, source, world)
     provenance = check_data(config, saved, source, world)
     images = cache_images(source, config, world)
     plan = resumed_plan(config, saved, make_plan(config, len(source)))

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from mae_et.config.data import SOURCE_KEYS
 from mae_et.config.files import find_config
+from mae_et.config.schema import RunConfig
 from mae_et.config.words import replace_config_names
 from mae_et.data.layout import ROOTED
 from mae_et.errors import UserError
@@ -67,6 +68,8 @@ class Task:
     @property
     def start(self) -> Path | None:
         """Checkpoint that the command starts from, if any."""
+        if isinstance(self.config, RunConfig) and self.config.continues is not None:
+            return self.config.continues
         if self.kind in ("pretrain", BENCH):
             found = self.config.init.weights
         else:

@@ -108,7 +108,7 @@ def check_plan(config: PretrainConfig, ranks: int, may_wait: bool) -> None:
     """
     curriculum, data = curriculum_of(config), config.data
     images = _known_images(data, config.model.channels, may_wait)
-    if images is not None and config.init.extends is None:
+    if images is not None and config.continues is None:
         plan = curriculum.plan(config.curriculum.epochs, images, config.optim.batch_size)
         micro_batch_size(config.efficiency.micro_batch, plan, ranks)
         check_replay(plan, data.replay or {}, ranks)

@@ -14,6 +14,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from finetune.training.preprocessing import preprocessing_of_start
 from finetune.training.results import describe, finish
 from finetune.training.transforms import LabelledBatch, LabelledTrainDataset, mix
 from mae_et.checkpoints.layouts.timm_hub import require_checkpoint
+from mae_et.checkpoints.listing import run_of
 from mae_et.checkpoints.preprocessing import report_preprocessing
 from mae_et.config.typed import typed
 from mae_et.curriculum.plan import Plan, PlannedStage
@@ -44,6 +46,7 @@ from mae_et.training.build import build_run
 from mae_et.training.opening import Opening
 from mae_et.training.periodic import Periodic
 from mae_et.training.plan import resumed_plan
+from mae_et.training.resume import branch
 from mae_et.training.resume.find_checkpoint import find_checkpoint
 from mae_et.training.resume.same_data import check_data
 from mae_et.training.run import Run
@@ -94,6 +97,7 @@ def _classify(
         return
     with fail_together(world):
         train, val = opening.data
+    saved, files = branch.start(config, saved, train, world)
     provenance = check_data(config, saved, train, world)
     ranks = saved["origin"].get("processes", world.size) if saved else world.size
     if world.is_main and ranks != world.size:
@@ -117,7 +121,7 @@ def _classify(
         config.crop.method, [shown(stage.bandwidth) for stage in plan.stages],
     )  # fmt: skip
     step = partial(step, recipe=config.recipe, classes=len(train.classes))
-    files = {"classes.json": describe(run, train.classes)}
+    files |= {"classes.json": describe(run, train.classes)}
     periodic: list[Periodic] = []
     if val is not None and config.output.evaluate_every is not None:
         periodic.append(PeriodicEvaluation(run, config.output.evaluate_every, val))
@@ -136,7 +140,7 @@ def build_network(
             recorded = preprocessing_of_start(config.model)
             report_preprocessing(recorded, config.data, start or config.model.backbone)
         return build_classifier(config.model, classes)
-    return load_run_network(config.model, config.output.dir, saved["model"])
+    return load_run_network(config.model, run_of(Path(saved["path"])), saved["model"])
 
 
 def build(

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from finetune.config import ClassifierConfig
 from finetune.feature_config import EmbedConfig, FeatureMapConfig
 from finetune.scoring_config import DynamicsConfig, EvaluateConfig, ProbeConfig
-from mae_et.cli.extension import flags_of_extension, flags_of_resumed_run
+from mae_et.cli.extension import flags_of_branch, flags_of_extension, flags_of_resumed_run
 from mae_et.cli.help import help_requested, help_text
 from mae_et.cli.inheritance import data_of_checkpoint, inherited_keys
 from mae_et.config.commands import (
@@ -72,6 +72,7 @@ OF_ANOTHER_COMMAND = {
 
 # Commands whose run to resume may be the first word: pretrain RUN. Fine-tuning starts from it.
 RESUMABLE = frozenset({"pretrain", "supervised"})
+TRAININGS = RESUMABLE | {"finetune"}
 
 
 def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None = None) -> Any:
@@ -93,6 +94,8 @@ def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None 
         # Every other command calls them --checkpoint and --checkpoint_key.
         pattern = r"^--(checkpoint(?:[_-]key)?)(?==|$)"
         arguments = [re.sub(pattern, r"--model.\1", word) for word in arguments]
+    if command in TRAININGS:
+        arguments = flags_of_branch(arguments, kind)
     if issubclass(kind, PretrainConfig):
         arguments = [re.sub(r"^--init(?==|$)", "--init.weights", word) for word in arguments]
         arguments = flags_of_extension(arguments)
@@ -170,6 +173,9 @@ def parser_of(command: str) -> ArgumentParser:
         description += " --init PATH is short for --init.weights PATH."
     if command in RESUMABLE:
         description += f" mae-et {command} RUN resumes the run in a folder."
+    if command in TRAININGS:
+        description += f" mae-et {command} --branch-from RUN --output.dir NEW continues a run with "
+        description += "other values of optim, curriculum.epochs or seed."
     if command == "pretrain":
         description += " mae-et pretrain RUN --extend-to EPOCHS continues it in a new folder."
     if command in POSITIONAL:

@@ -1,9 +1,15 @@
-"""The command line of a run to resume or extend: mae-et pretrain RUN [--extend-to EPOCHS]."""
+"""The command line of a run to resume, extend or branch from.
+
+mae-et pretrain RUN [--extend-to EPOCHS]
+mae-et pretrain --branch-from RUN --output.dir NEW --optim.base_lr 1e-4
+"""
 
 import argparse
 from pathlib import Path
 
+from mae_et.checkpoints.listing import run_of
 from mae_et.checkpoints.run_config import config_of_run
+from mae_et.config.schema import PretrainConfig, RunConfig
 from mae_et.config.words import expand_path
 from mae_et.errors import UserError
 from mae_et.training.resume.extendable import check_extendable
@@ -17,6 +23,31 @@ def flags_of_resumed_run(arguments: list[str]) -> list[str]:
     if not (run / "config.yaml").is_file():
         return arguments
     return [f"--config={run / 'config.yaml'}", f"--output.dir={run}", *arguments[1:]]
+
+
+def flags_of_branch(arguments: list[str], kind: type[RunConfig]) -> list[str]:
+    """Replace `--branch-from RUN` by the config of RUN, which flags and other configs override.
+
+    RUN is a run folder or a checkpoint in one. If it is gone, the new run's own config serves.
+    """
+    option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    option.add_argument("--branch-from", "--branch_from", nargs="?", const="")
+    option.add_argument("--output.dir", dest="new")
+    given, rest = option.parse_known_args(arguments)
+    if given.branch_from is None:
+        return arguments
+    path = expand_path(Path(given.branch_from), "branch_from")
+    if given.new is None:
+        raise UserError("--branch-from needs the folder of the new run: --output.dir NEW")
+    new = expand_path(Path(given.new), "output.dir")
+    found = [folder for folder in (run_of(path), new) if (folder / "config.yaml").is_file()]
+    if not found:
+        raise UserError(
+            "--branch-from needs a run folder, or a checkpoint in one (RUN/checkpoints/step-N.pt), "
+            f"which {given.branch_from!r} is not"
+        )
+    own = [f"--config={found[0] / 'config.yaml'}", f"--branch_from={path}", f"--output.dir={new}"]
+    return [*own, *(["--init.extends=null"] if issubclass(kind, PretrainConfig) else []), *rest]
 
 
 def flags_of_extension(arguments: list[str]) -> list[str]:
@@ -44,6 +75,7 @@ def flags_of_extension(arguments: list[str]) -> list[str]:
     shorter = before.curriculum.epochs / budget
     return [
         f"--config={run / 'config.yaml'}",
+        "--branch_from=null",
         f"--init.extends={run}",
         f"--curriculum.epochs={budget!r}",
         f"--optim.warmup_fraction={before.optim.warmup_fraction * shorter!r}",

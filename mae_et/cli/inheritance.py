@@ -9,7 +9,7 @@ from finetune.scoring_config import FrozenNetworkConfig
 from mae_et.checkpoints.run_config import config_of_run, recorded_config
 from mae_et.config.data import SOURCE_KEYS, STATISTICS, DataConfig
 from mae_et.config.files import plain
-from mae_et.config.schema import PretrainConfig
+from mae_et.config.schema import PretrainConfig, RunConfig
 from mae_et.data.layout import ROOTED
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
@@ -19,6 +19,8 @@ from mae_et.training.plan import curriculum_of
 
 def inherited_keys(command: str, config: object) -> dict[str, Any]:
     """Return the keys that a command's config inherits from its initial weights."""
+    if isinstance(config, RunConfig) and config.continues is not None:
+        return {}  # the continued run's config has them
     if isinstance(config, ClassifierConfig):
         return _by_classifier(command, config)
     if isinstance(config, PretrainConfig) and command not in {"plan", "bench node"}:
@@ -47,7 +49,7 @@ def data_of_checkpoint(config: FrozenNetworkConfig) -> DataConfig | None:
 def _by_pretraining(config: PretrainConfig) -> dict[str, Any]:
     """Return the image statistics and the position grid of `init.weights`."""
     start = config.init.weights
-    if start is None or config.init.extends is not None:  # the extended run's config has them
+    if start is None:
         return {}
     before = _earlier_run(config.output.dir)
     if before is not None and before.init == config.init:  # resumes; the weights may be gone

@@ -176,6 +176,10 @@ class RunConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
     seed: int = 0
     """Seed of new weights, the order of the data, its augmentation, masks and stochastic depth."""
+    branch_from: Path | None = None
+    """Run folder, or a checkpoint in one (RUN/checkpoints/step-N.pt), whose full state is continued
+    in a new folder, with other values of optim, curriculum.epochs or seed. Of a folder, its newest
+    checkpoint. On the command line, the keys not given are those of the run."""
 
     def __post_init__(self) -> None:
         size = self.model.image_size  # the base size of rectangles is the shorter side
@@ -189,6 +193,11 @@ class RunConfig:
             self.data.augment is None or self.model.channels == 3,
             "data.augment needs images of 3 channels",
         )
+
+    @property
+    def continues(self) -> Path | None:
+        """The run, or a checkpoint in one, that this run continues in a folder of its own."""
+        return self.branch_from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,3 +215,12 @@ class PretrainConfig(RunConfig):
         if self.data.augment is not None:
             whole = all(stage.magnitude % 1 == 0 for stage in self.curriculum.stages)
             require(whole, "data.augment needs stages of whole magnitudes")
+        require(
+            self.branch_from is None or self.init.extends is None,
+            "branch_from and init.extends exclude each other",
+        )
+
+    @property
+    def continues(self) -> Path | None:
+        """The run, or a checkpoint in one, that this run continues in a folder of its own."""
+        return self.branch_from or self.init.extends

@@ -168,16 +168,15 @@ class Curriculum:
             start += steps
         return Plan(tuple(planned), self.base, base_cost, batch_size, dataset_size)
 
-    def extend(self, plan: Plan, epochs: float) -> Plan:
-        """Lengthen the last stage of a plan to a larger budget; earlier steps are unchanged.
+    def with_budget(self, plan: Plan, epochs: float) -> Plan:
+        """Lengthen or shorten the last stage of a plan to another budget; others are unchanged.
 
         Args:
             plan: plan of this curriculum.
             epochs: budget, in the unit of `plan`.
 
         Raises:
-            UserError: the budget exceeds `MOST_STEPS`, or does not exceed the plan's by at least a
-                step.
+            UserError: the budget exceeds `MOST_STEPS`, or leaves the last stage less than one step.
         """
         _check_budget(epochs, plan.dataset_size / plan.batch_size)
         *earlier, last = plan.stages
@@ -186,9 +185,10 @@ class Curriculum:
         spent = math.fsum(s.steps * u for s, u in zip(earlier, units, strict=False))
         due = epochs * plan.dataset_size / plan.batch_size
         steps = round((due - spent) / units[-1])
-        if steps <= last.steps:
+        if steps < 1:
             raise UserError(
-                f"curriculum.epochs {epochs:g} must exceed the budget of the run to extend"
+                f"curriculum.epochs {epochs:g} leaves the last stage less than one step; the "
+                f"stages before it, which stay as they are, end at step {last.start:,}"
             )
         return replace(plan, stages=(*earlier, replace(last, steps=steps)))
 

@@ -83,7 +83,7 @@ def open_training_images(
     curriculum_of(config)  # refused before a large folder is listed
     source = source or open_dataset(config.data, "train", config.model.channels)
     opening.say(data=describe_data(config.data, source))
-    if config.init.extends is None:
+    if config.continues is None:
         make_plan(config, len(source))  # refused before PyTorch is loaded
     if config.probe.every is None and config.probe != OnlineProbeConfig():
         notify("keys of probe have no effect without probe.every")

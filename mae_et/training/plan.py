@@ -7,6 +7,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
+from mae_et.checkpoints.listing import run_of
 from mae_et.config.model import ModelConfig, visible_patches
 from mae_et.config.schema import PretrainConfig, RunConfig
 from mae_et.curriculum.mae_cost import mae_training_flops
@@ -39,17 +40,22 @@ def plan_of_run(folder: Path) -> Plan:
 
 
 def plan_new_run(config: PretrainConfig, dataset_size: int) -> Plan:
-    """Return the plan of a new run, from its config or extending that of another run."""
-    if config.init.extends is None:
+    """Return the plan of a new run, from its config or, if it continues one, from that."""
+    if config.continues is None:
         return make_plan(config, dataset_size)
-    before = plan_of_run(config.init.extends)
-    return curriculum_of(config).extend(before, config.curriculum.epochs)
+    return continued_plan(config, plan_of_run(run_of(config.continues)))
+
+
+def continued_plan(config: RunConfig, before: Plan) -> Plan:
+    """Return the plan of a run with the budget of one that continues it (`config.continues`)."""
+    curriculum = Curriculum.from_config(config.curriculum, before.base, patch=1)
+    return curriculum.with_budget(before, config.curriculum.epochs)
 
 
 def make_plan(
     config: PretrainConfig, dataset_size: int, curriculum: Curriculum | None = None
 ) -> Plan:
-    """Resolve a config's curriculum for a dataset, ignoring `init.extends`."""
+    """Resolve a config's curriculum for a dataset, ignoring `continues`."""
     curriculum = curriculum or curriculum_of(config)
     batch, data = config.optim.batch_size, config.data
     synthetic = data.source == "synthetic" and data.name is None
@@ -65,21 +71,21 @@ def make_plan(
 def resumed_plan(config: RunConfig, saved: dict[str, Any] | None, planned: Plan) -> Plan:
     """Return the plan of a run: that of its config, which must equal its checkpoint's.
 
-    An extended run (`init.extends`) keeps the earlier run's stages, so its steps are taken from the
-    checkpoint.
+    A run that continues another one (`config.continues`) keeps its stages, so the steps are taken
+    from the checkpoint.
     """
     if saved is None:
         return planned
     found = Plan.from_dict(saved["plan"])
-    extends = isinstance(config, PretrainConfig) and config.init.extends is not None
-    for name, old, new in _compared(found, planned, steps=not extends):
+    continues = config.continues is not None
+    for name, old, new in _compared(found, planned, steps=not continues):
         close = "cost" in name and math.isclose(old, new, rel_tol=COST_TOLERANCE)
         if old != new and not close:
             raise UserError(
                 f"the plan of {saved['path']} has {name} {old}, that of the config {new}; give "
                 "another output.dir"
             )
-    return found if extends else planned
+    return found if continues else planned
 
 
 def _compared(one: Plan, other: Plan, steps: bool) -> list[tuple[str, Any, Any]]:

@@ -160,6 +160,8 @@ def write_results(run: Run, logger: RunLogger, figures: dict[str, Any]) -> None:
         "stages": summarise_stages(rows, plan),
         **diagnosis(rows),
     }
+    if parent := run.provenance.get("parent"):
+        results["parent"] = parent
     logger.log_results(results)
     logger.flush()
     write_text_atomically(folder / "results.json", json.dumps(results, indent=1))

@@ -34,9 +34,10 @@ budgets = {
 def test_steps_add_up_to_the_budget_within_one_step(stages, shares_of, epochs, size, batch) -> None:
     curriculum = Curriculum(tuple(stages), base=64, patch=PATCH, shares_of=shares_of)
     plan = curriculum.plan(epochs, size, batch)
-    extended = curriculum.extend(plan, 2 * epochs)
+    extended = curriculum.with_budget(plan, 2 * epochs)
     assert extended.stages[:-1] == plan.stages[:-1]
     assert Plan.from_dict(extended.to_dict()) == extended
+    assert curriculum.with_budget(extended, epochs) == plan
     for planned, budget in ((plan, epochs), (extended, 2 * epochs)):
         if shares_of == "images":
             assert abs(planned.images - budget * size) <= batch
@@ -148,9 +149,9 @@ def test_impossible_plans_raise_a_user_error() -> None:
         with pytest.raises(UserError, match=sentence):
             curriculum.plan(epochs, 1000, 10)
         with pytest.raises(UserError, match=sentence):
-            curriculum.extend(curriculum.plan(10, 1000, 10), epochs)
-    with pytest.raises(UserError, match="must exceed the budget"):
-        curriculum.extend(curriculum.plan(10, 1000, 10), 10)
+            curriculum.with_budget(curriculum.plan(10, 1000, 10), epochs)
+    with pytest.raises(UserError, match="leaves the last stage less than one step"):
+        curriculum.with_budget(curriculum.plan(10, 1000, 10), 9)
     plan = curriculum.plan(10, 1000, 10).to_dict()
     first, *rest = plan["stages"]
     for damage, sentence in (

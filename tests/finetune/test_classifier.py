@@ -25,11 +25,12 @@ from finetune.training.model import build_classifier
 from finetune.training.periodic_evaluation import PeriodicEvaluation
 from mae_et import Interrupted, UserError, load_config
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
+from mae_et.cli.arguments import config_of
 from mae_et.cli.main import main
 from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import DataConfig
 from mae_et.data.prepare import prepare
-from mae_et.io.metrics_file import SCORES, read_metrics
+from mae_et.io.metrics_file import METRICS, SCORES, read_metrics
 from mae_et.io.seals import read_sealed, seal
 from mae_et.monitoring.logger import RunLogger
 from mae_et.training.step import update
@@ -355,3 +356,25 @@ def test_a_finished_run_is_not_retrained_and_a_changed_recipe_is_refused(small) 
     with pytest.raises(UserError, match=r"recipe\.mixup was 0\.0 and is now 0\.5"):
         classify(small("--recipe.mixup=0.5"))
     json.dumps(results)
+
+
+def test_a_classifier_s_branch_continues_it_bit_for_bit(small, encoder: Path) -> None:
+    """Without its initial weights; another learning rate takes effect, and its scores are kept."""
+    config = small(*RECIPE, "--output.keep_every=5")
+    classify(config)
+    folder = config.output.dir
+    encoder.unlink()
+    start = ["--branch-from", str(folder / "checkpoints" / "step-00000005.pt")]
+    weights = {}
+    for name, changed in (("same", []), ("other", ["--optim.base_lr=0.01"])):
+        new = folder.with_name(name)
+        classify(config_of("finetune", [*start, f"--output.dir={new}", *changed]))
+        weights[name] = (new / "model.safetensors").read_bytes()
+        for record in (METRICS, SCORES):
+            rows = [[row["step"] for row in read_metrics(each, record)] for each in (folder, new)]
+            assert rows[0] == rows[1]
+    assert weights["same"] == (folder / "model.safetensors").read_bytes()
+    assert weights["other"] != weights["same"]
+    flags = [*start, f"--output.dir={folder}-lars", "--optim.optimizer=lars"]
+    with pytest.raises(UserError, match=r"optimizer was .* because the optimizer's state belongs"):
+        classify(config_of("finetune", flags))

@@ -21,7 +21,7 @@ from mae_et.runtime.agreement import (
     tensor_digests,
 )
 from mae_et.runtime.distributed import DistributedContext
-from mae_et.training.resume import extension
+from mae_et.training.resume import branch
 from mae_et.training.resume.find_checkpoint import find_checkpoint
 from mae_et.training.resume.same_ranks import check_same_start
 from slurm.snapshot import snapshot
@@ -30,8 +30,8 @@ FORK = multiprocessing.get_context("fork")
 NODE = socket.gethostname()
 
 
-def extends(folder: Path, world: DistributedContext) -> None:
-    """Start a run that extends one whose folder the main rank alone sees."""
+def continues(folder: Path, world: DistributedContext) -> None:
+    """Start a run that continues one whose folder the main rank alone sees."""
     saved = {"model": {"weight": torch.ones(2)}, "optimizer": {"state": {0: torch.ones(3)}}}
 
     def read(*_) -> tuple:
@@ -39,10 +39,10 @@ def extends(folder: Path, world: DistributedContext) -> None:
         return saved, {"metrics.jsonl": "{}"}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extension, "read_extension", read)
-        config: Any = SimpleNamespace(init=SimpleNamespace(extends=folder))
+        patch.setattr(branch, "read_parent", read)
+        config: Any = SimpleNamespace(continues=folder)
         source: Any = None  # not read
-        found, files = extension.start(config, None, source, world)
+        found, files = branch.start(config, None, source, world)
     assert found is not None
     assert found["model"]["weight"].equal(torch.ones(2))
     assert found["optimizer_on_main"]
@@ -88,7 +88,7 @@ def outcomes_of(rank: int, folder: Path) -> list[str]:
         lambda: fails(UserError("no data\x1b[2J here"), on=1),
         lambda: fails(RunFailed("disk"), on=0),
         lambda: fails(UserError("never"), on=2),
-        lambda: extends(folder, world),
+        lambda: continues(folder, world),
     ]
     found = []
     for case in cases:

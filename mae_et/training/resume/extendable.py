@@ -11,8 +11,8 @@ def check_extendable(run: Path, before: PretrainConfig, epochs: float) -> None:
     if before.optim.decay_fraction is None:
         raise UserError(
             f"{run} cannot be extended: its learning rate falls as a cosine from the warm-up to "
-            "the end (no optim.decay_fraction); start a new run from its weights instead, which "
-            f"warms up again: --init {run}"
+            f"the end (no optim.decay_fraction); --branch-from {run} continues it, with a jump of "
+            f"the learning rate, and --init {run} starts from its weights with a new warm-up"
         )
     if before.optim.weight_decay_end is not None:
         raise UserError(

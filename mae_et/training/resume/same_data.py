@@ -25,7 +25,8 @@ def check_data(
     Returns:
         `data`: hash of the data; `processes`: number of ranks; `decode`: `cpu` or the library that
         has decoded so far (None for a new run, `cpu` if the checkpoint does not record it);
-        `decode_cpu_sides`: see `DeviceDecoder`; `code`: see `code_version`.
+        `decode_cpu_sides`: see `DeviceDecoder`; `code`: see `code_version`; `parent`: see
+        `branch.read_parent`, if the run continues another one.
     """
     heartbeat()
     origin = {"decode": None} if saved is None else saved["origin"]
@@ -36,6 +37,8 @@ def check_data(
         "decode_cpu_sides": origin.get("decode_cpu_sides", ()),
         "code": code_version(type(config).__module__),
     }
+    if parent := origin.get("parent"):
+        provenance["parent"] = parent
     images = len(dataset)
     facts = {"the number of images": images, "the digest of their names": provenance["data"]}
     check_ranks_agree(facts, world)

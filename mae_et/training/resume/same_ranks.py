@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Paths and cores may differ between nodes; data and weights themselves are compared.
 MAY_DIFFER = frozenset({
     "data.root", "data.listing", "data.download", "checkpoint", "model.checkpoint", "init.weights",
-    "init.extends", "num_workers", "efficiency.num_workers", "output", "output.dir",
+    "init.extends", "branch_from", "num_workers", "efficiency.num_workers", "output", "output.dir",
 })  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Refuse to resume a run folder under settings that would change its numbers."""
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from typing import Any
 
 from mae_et.checkpoints.run_config import recorded_config
@@ -17,6 +17,12 @@ MAY_CHANGE = frozenset({
 })  # fmt: skip
 """Keys that may change when a run is resumed or extended: how to handle faults (often decided when
 they happen), and how images are found and cached."""
+MAY_BRANCH = frozenset({
+    "seed", "curriculum.epochs", "optim.base_lr", "optim.min_lr", "optim.warmup_fraction",
+    "optim.decay_fraction", "optim.weight_decay", "optim.weight_decay_end", "optim.betas",
+    "optim.clip_grad",
+})  # fmt: skip
+"""Keys that may change when a run branches from another one (`branch_from`), too."""
 
 
 def check_same_run(config: RunConfig, saved: dict[str, Any] | None, finished: bool) -> None:
@@ -40,7 +46,13 @@ def check_same_run(config: RunConfig, saved: dict[str, Any] | None, finished: bo
         raise UserError(f"{error}; give another output.dir") from None
     before, now = numeric_keys(written_config), numeric_keys(config)
     may_differ = MAY_CHANGE if finished else MAY_CHANGE | {"data.root"}
-    check_same_settings(f"{folder} holds a checkpoint of another run", before, now, may_differ)
+
+    def advise(key: str) -> str:
+        branch = f"change it from there on: --branch-from {folder} --output.dir NEW"
+        return f"give the earlier value, or {branch if key in MAY_BRANCH else 'another output.dir'}"
+
+    refusal = f"{folder} holds a checkpoint of another run"
+    check_same_settings(refusal, before, now, may_differ, advise)
     earlier, probe = _online_probe(written_config), _online_probe(config)
     # The interval too, because it changes how many images a probe can afford.
     if earlier and probe and earlier != probe:
@@ -55,12 +67,16 @@ def _online_probe(config: RunConfig) -> OnlineProbeConfig | None:
 
 
 def check_same_settings(
-    refusal: str, before: dict[str, Any], now: dict[str, Any], may_differ: Set[str]
+    refusal: str,
+    before: dict[str, Any],
+    now: dict[str, Any],
+    may_differ: Set[str],
+    advise: Callable[[str], str] = lambda _: "give the earlier value, or another output.dir",
 ) -> None:
-    """Refuse settings that differ in a key not in `may_differ`; `refusal` begins the message."""
+    """Refuse settings that differ in a key not in `may_differ`.
+
+    `refusal` begins the message, and what `advise` returns for the key ends it.
+    """
     for key, old in before.items():
         if old != now[key] and key not in may_differ:
-            raise UserError(
-                f"{refusal}: {key} was {old!r} and is now {now[key]!r}; give the earlier value, or "
-                "another output.dir"
-            )
+            raise UserError(f"{refusal}: {key} was {old!r} and is now {now[key]!r}; {advise(key)}")
