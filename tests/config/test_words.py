@@ -79,7 +79,7 @@ def test_a_path_that_cannot_expand_is_refused(home: Path, written: str, sentence
         ("x" * 256, "File name too long"),
         ("loop/x", "Too many levels of symbolic links"),
         ("mine.yaml/x", "Not a directory"),
-        ("a\0b", "embedded null byte"),
+        ("a\0b", "embedded null (byte|character in path)"),  # by version of Python
     ],
 )
 def test_a_path_that_no_file_can_have_is_refused(home: Path, path: str, reason: str) -> None:
