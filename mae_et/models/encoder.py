@@ -31,10 +31,10 @@ def build_plain_vit(
         UserError: timm does not know the model, it is not a plain ViT, or its width is not a
             multiple of 4.
     """
-    given: dict[str, Any] = {key: value for key, value in overrides.items() if value is not None}
     encoder = create_vit(
-        name, num_classes=0, global_pool="token", img_size=image_size, in_chans=channels, **given
-    )
+        name, num_classes=0, global_pool="token", img_size=image_size, in_chans=channels,
+        **overrides,  # timm drops those that are None
+    )  # fmt: skip
     if not isinstance(encoder, VisionTransformer) or not _is_plain(encoder):
         raise UserError(
             f"model.encoder {name!r} is not a plain VisionTransformer with one class token, which "

@@ -159,6 +159,7 @@ def test_impossible_plans_raise_a_user_error() -> None:
             {"batch_size": 0}, {"dataset_size": 1.5}, {"base_cost": -1.0}, {"stages": []},
             *({"stages": [first | {key: 0}, *rest]} for key in ("bandwidth", "steps", "cost")),
         )),
+        ({"stages": [{}]}, "entries are missing"),
         ({"stages": rest}, "do not follow"),
         ({"stages": [first, first, *rest]}, "do not follow"),
         ({"stages": [first | {"magnitude": 10.5}, *rest]}, "magnitudes must lie"),
