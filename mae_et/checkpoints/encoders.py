@@ -50,9 +50,9 @@ def load_encoder(
         checkpoint_key: choice among several sets of weights in a file, such as `teacher`.
 
     Returns:
-        The network on the CPU, in evaluation mode, at the checkpoint's image size. It has
-        `forward_features`, from normalised images [B C H W] to tokens [B P+N D], and
-        `num_prefix_tokens`, P.
+        The network on the CPU, in evaluation mode, at the checkpoint's image size; all parameters
+        can be trained, positions included. It has `forward_features`, from normalised images
+        [B C H W] to tokens [B P+N D], and `num_prefix_tokens`, P.
 
     Raises:
         UserError: there is no such checkpoint, or it is not a vision transformer.
@@ -68,7 +68,8 @@ def load_encoder(
 def encoder_of_weights(weights: Weights) -> VisionTransformer:
     """Build the encoder of loaded weights; see `load_encoder`."""
     if weights.model is not None:
-        return masked_autoencoder(weights, decoder=False).encoder
+        # MAE fixes the positions in pre-training only; other files' encoders train theirs too.
+        return masked_autoencoder(weights, decoder=False).encoder.requires_grad_(True)
     return build_vit_of(weights)
 
 

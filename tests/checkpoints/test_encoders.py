@@ -324,6 +324,10 @@ def test_pooling_by_a_class_token_needs_one() -> None:
         extract_features(network, images_for(network), "cls")
 
 
+def test_the_encoder_of_a_run_is_fine_tuned_whole_as_that_of_a_file(finished: Path) -> None:
+    assert all(each.requires_grad for each in load_encoder(finished).parameters())
+
+
 def test_probes_score_other_encoders_and_our_own_export_alike(
     finished: Path, tmp_path: Path, tiny
 ) -> None:
