@@ -4,7 +4,8 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 from tqdm import tqdm
@@ -16,6 +17,12 @@ tqdm.set_lock(_writing)
 os.register_at_fork(
     before=_writing.acquire, after_in_parent=_writing.release, after_in_child=_writing.release
 )
+
+
+listeners: list[Callable[[str], None]] = []
+"""Are given each line of `write_line`; see `mae_et.monitoring.log_file`."""
+earlier: deque[str] = deque(maxlen=100)
+"""The last lines, for a log file that opens after them."""
 
 
 def printable(text: str) -> str:
@@ -35,9 +42,13 @@ def write_line(line: str) -> None:
 
     A closed terminal or pipe never ends the run; metrics.jsonl records the same facts.
     """
-    with _writing, contextlib.suppress(OSError):
-        tqdm.write(printable(line), file=sys.stderr)
-        sys.stderr.flush()
+    line = printable(line)
+    with _writing:
+        for listener in listeners or [earlier.append]:
+            listener(line)
+        with contextlib.suppress(OSError):
+            tqdm.write(line, file=sys.stderr)
+            sys.stderr.flush()
 
 
 def is_main() -> bool:

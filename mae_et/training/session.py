@@ -20,7 +20,9 @@ from mae_et.errors import Interrupted
 from mae_et.io.atomic import remove_leftovers, write_text_atomically
 from mae_et.io.lock import check_writable, sole_writer
 from mae_et.io.metrics_file import read_metrics
+from mae_et.io.plain_files import append_line
 from mae_et.monitoring.divergence import diagnosis
+from mae_et.monitoring.log_file import log_file
 from mae_et.monitoring.logger import RunLogger
 from mae_et.monitoring.stages import summarise_stages
 from mae_et.runtime import distributed
@@ -31,6 +33,7 @@ from mae_et.runtime.signals import StopFlag, stop_signals
 from mae_et.runtime.system_errors import explain_system_errors
 from mae_et.runtime.watchdog import hang_watchdog, limit_exit
 from mae_et.training.checkpoint_writer import CheckpointWriter
+from mae_et.training.environment import ENVIRONMENT, describe_environment
 from mae_et.training.loop import Step, train
 from mae_et.training.periodic import Periodic
 from mae_et.training.resume.same_ranks import check_same_command
@@ -134,9 +137,10 @@ def run_records(run: Run, files: Mapping[str, str]) -> Iterator[RunLogger | None
         texts = {"config.yaml": to_yaml(run.config), "plan.json": plan, **files}
         for name, text in texts.items():
             write_text_atomically(folder / name, text)
+        append_line(folder / ENVIRONMENT, json.dumps(describe_environment(run)) + "\n")
         logger = RunLogger(run.config, run.plan, run.state.step, check_lock)
         try:
-            with closing(logger):
+            with log_file(folder), closing(logger):
                 yield logger
         except FileNotFoundError:  # when writing a file or closing TensorBoard's
             check_lock()
@@ -158,6 +162,7 @@ def write_results(run: Run, logger: RunLogger, figures: dict[str, Any]) -> None:
         "compute_unit": COMPUTE_UNITS[run.config.curriculum.cost],
         "training_seconds": run.state.seconds,
         "stages": summarise_stages(rows, plan),
+        "provenance": describe_environment(run),
         **diagnosis(rows),
     }
     if parent := run.provenance.get("parent"):
