@@ -201,6 +201,11 @@ def shifted(contents: list[Tensor], device: torch.device) -> list[Tensor]:
     return [image.roll(1, -1) for image in decode_torchvision(contents, device)]
 
 
+def once_black(contents: list[Tensor], device: torch.device) -> list[Tensor]:
+    first, *others = decode_torchvision(contents, device)
+    return [torch.zeros_like(first), *others]
+
+
 def failing(contents: list[Tensor], device: torch.device) -> list[Tensor]:
     raise torch.OutOfMemoryError("CUDA out of memory\nTry ...")
 
@@ -211,6 +216,7 @@ def failing(contents: list[Tensor], device: torch.device) -> list[Tensor]:
         (decode_torchvision, ""),
         (swapped, "the GPU's views differ from the CPU's (PSNR "),
         (shifted, "the GPU's views differ from the CPU's (PSNR "),
+        (once_black, "the GPU's views differ from the CPU's (PSNR "),
         (failing, "the GPU's decoder failed (OutOfMemoryError: CUDA out of memory)"),
     ],
 )

@@ -26,6 +26,7 @@ from mae_et.data.datasets import ImageDataset, open_dataset
 from mae_et.data.images.boxes import Box
 from mae_et.data.prepare import prepare
 from mae_et.data.sampler import SampleIndex
+from mae_et.data.sources.array_files import read_array, write_array
 from mae_et.data.sources.prepared_shards import PreparedDataset, archive_path
 from mae_et.data.sources.shard_writer import new_archive
 from mae_et.data.train_dataset import TrainDataset
@@ -144,6 +145,17 @@ def test_crops_of_16_bit_colours_are_refused_with_a_range_as_whole_images_are(tm
     crops = TrainDataset(open_dataset(data, "train"), data, plan, 8, 0, "decode")
     with pytest.raises(Unreadable, match="16-bit colours decode to their high byte"):
         crops[SampleIndex(0, 0, 0)]
+
+
+def test_an_index_with_labels_outside_the_classes_is_damaged(root: Path) -> None:
+    prepare(config(root))
+    path = root.parent / "shards" / "val" / "00000.npy"
+    for label in (-2, 2):  # of classes 0 and 1, and -1 for none
+        rows = read_array(path).copy()
+        rows["label"][0] = label
+        write_array(path, rows)
+        with pytest.raises(UserError, match="a label lies outside its 2 classes"):
+            opened(root, "val")
 
 
 def test_an_interrupted_preparation_resumes(root: Path, monkeypatch) -> None:
