@@ -108,7 +108,9 @@ def test_gpu_count_that_does_not_divide_the_batch_has_no_hours() -> None:
     three, eight = found["totals"]
     assert three["hours"] is three["gpu_hours"] is three["images_per_gpu_and_step"] is None
     assert eight["images_per_gpu_and_step"] == 128
-    assert "    3 the batch is not divisible by this number" in throughput_table(found)
+    table = throughput_table(found)
+    assert "    3 the batch is not divisible by this number" in table
+    assert "given: images/s of one GPU; the rest is computed" in table  # of steps of any size
 
 
 def test_speeds_of_a_run_are_averaged_over_its_time(tmp_path) -> None:
