@@ -39,9 +39,6 @@ class WithSubstitutes(Dataset[Any]):
     def __init__(self, dataset: Any):
         self.dataset = dataset
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
     def __getitem__(self, index: SampleIndex) -> Any:
         try:
             return self.dataset[index]

@@ -107,9 +107,6 @@ class EncodedDataset(Dataset[Any]):
     def __init__(self, dataset: TrainDataset, views: Any, cpu_sides: tuple[int, ...] = ()):
         self.dataset, self.views, self.cpu_sides = dataset, views, cpu_sides
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
     def __getitem__(self, index: SampleIndex) -> EncodedView | FinishedView:
         """Read a file, or make its view."""
         if self.dataset.sides[index.stage] not in self.cpu_sides:
