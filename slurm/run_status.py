@@ -83,7 +83,9 @@ def status(folders: Sequence[Path]) -> list[RunStatus]:
 
 
 def unfinished(folders: Sequence[Path]) -> dict[Path, str]:
-    """Return for each run without results its state and last error: `failed: reason`.
+    """Return for each run without results its state, step and last error.
+
+    For example `failed (step 40): reason`.
 
     A finished run has the first such state of its follow-ups: `knn failed: reason`. Folders of
     sweeps are no runs.
@@ -99,6 +101,7 @@ def unfinished(folders: Sequence[Path]) -> dict[Path, str]:
     for run, each in zip(pending, _statuses(pending), strict=True):
         if each.state != "finished":
             words = each.state if run == runs[run] else f"{run.name} {each.state}"
+            words += f" (step {each.step:,})" if each.step else ""
             words += f": {each.error}" if each.error else ""
             found.setdefault(runs[run], shorten(words, MAX_WORDS, placeholder=" ..."))
     return found

@@ -69,11 +69,11 @@ def read_runs(folders: list[Path], unfinished: Mapping[Path, str]) -> list[Compa
 
 
 def seed_means(runs: list[ComparedRun]) -> list[ComparedRun]:
-    """Return a row of means for each group of runs that differ only in the seed."""
+    """Return a row of means for each group of finished runs that differ only in the seed."""
     settings = [{k: value for k, value in run.settings.items() if k != "seed"} for run in runs]
     groups: dict[int, list[ComparedRun]] = {}
     for run, shared in zip(runs, settings, strict=True):
-        if run.settings:
+        if run.settings and not run.state:
             groups.setdefault(settings.index(shared), []).append(run)  # equal by value
     return [
         ComparedRun(

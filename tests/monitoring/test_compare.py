@@ -11,6 +11,7 @@ import yaml
 from mae_et.cli.main import main
 from mae_et.config.commands import CompareConfig
 from mae_et.errors import UserError
+from mae_et.io.metrics_file import SCORES, row_line
 from mae_et.io.score_records import write_record
 from mae_et.monitoring.compare import NOTE, compare
 from mae_et.monitoring.report.records import read_records
@@ -58,6 +59,24 @@ def test_runs_that_differ_in_the_seed_alone_get_mean_and_deviation(tmp_path: Pat
     assert [float(x) for x in average["loss"].split(" ± ")] == pytest.approx(expected)
     assert compare(CompareConfig(runs)).endswith(f"|\n\n{NOTE}")
     assert NOTE not in compare(CompareConfig(runs[:1]))
+
+
+def test_an_unfinished_run_has_the_figures_of_its_last_rows_and_counts_for_no_mean(
+    tmp_path: Path,
+) -> None:
+    ended, other = (written(tmp_path / n, {"seed": s}, loss=0.5) for s, n in enumerate("ab"))
+    running = written(tmp_path / "c", {"seed": 2})
+    (running / "results.json").unlink()
+    rows = [{"step": 2, "loss": 3.0, "seconds": 60.0}, {"step": 4, "loss": 0.75, "seconds": 120.0}]
+    (running / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (running / "scores.jsonl").write_text(row_line({"step": 4, "knn": 25.0}, SCORES))
+    config = CompareConfig([ended, other, running], columns="loss,training_seconds,probe_knn")
+    *_, third, average = cells(compare(config, unfinished={running: "running (step 4)"}))
+    assert third == {
+        "run": "c", "state": "running (step 4)", "loss": "0.75",
+        "training time (h:mm:ss)": "0:02:00", "kNN of the last probe (%)": "25.00",
+    }  # fmt: skip
+    assert (average["run"], average["loss"]) == ("mean of 2 seeds: a ...", "0.5")
 
 
 def test_copies_of_a_run_are_no_seeds(tmp_path: Path) -> None:

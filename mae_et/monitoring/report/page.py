@@ -124,7 +124,7 @@ def _local(seconds: float) -> time.struct_time:
 
 
 def _tiles(record: Record) -> list[tuple[str, str]]:
-    found = record.reached
+    found = record.figures
     first = ("top1", "best_top1", "top5", "loss", "val_loss", "knn", "linear", "probe_knn")
     keys: list[str] = [key for key in first if key in found]
     keys += [k for k in found if k.endswith((" top1", " top5"))][:2]
@@ -152,11 +152,11 @@ def _scalars(record: Record) -> list[tuple[str, Any]]:
 def _comparison(group: Group) -> dict[str, Any]:
     """Return the keys in which the configs of runs differ, and the figures of the runs."""
     varied = varied_keys([record.settings for record in group.records])
-    figures = ordered_figures({key for record in group.records for key in record.reached})
+    figures = ordered_figures({key for record in group.records for key in record.figures})
     rows = []
     for record in group.records:
         cells = ["" if (v := record.settings.get(key)) is None else str(v) for key in varied]
-        reached = record.reached
+        reached = record.figures
         rows.append((record, cells, [format_figure(key, reached.get(key)) for key in figures]))
     names = [figure_name(key) for key in figures]
     return {"title": group.title, "varied": varied, "figures": names, "rows": rows}

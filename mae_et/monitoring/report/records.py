@@ -9,11 +9,10 @@ from typing import Any
 from mae_et.curriculum.plan import Plan, read_plan
 from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.errors import UserError, listed
-from mae_et.io.metrics_file import METRICS, SCORES, Row, is_plausible, read_metrics
+from mae_et.io.metrics_file import METRICS, SCORES, Row
 from mae_et.io.plain_files import read_bytes
 from mae_et.monitoring.compared_runs import names_of, no_run
-from mae_et.monitoring.probes import MEASURES
-from mae_et.monitoring.run_figures import figures_of, results_of, settings_of
+from mae_et.monitoring.run_figures import figures_of, results_of, rows_of, settings_of
 from mae_et.runtime.console import say
 
 COLOURS = 8
@@ -40,7 +39,7 @@ class Record:
     results: dict[str, Any]
     """Final figures; empty for an unfinished run."""
     figures: dict[str, Any]
-    """Figures to compare, including those of results inside the folder."""
+    """Figures to compare, so far if it is unfinished, and those of results inside the folder."""
 
     @property
     def colour(self) -> int:
@@ -71,20 +70,6 @@ class Record:
     def share(self) -> float:
         """Fraction of the plan's compute that is done, in [0, 1]."""
         return self.plan.progress(self.step) if self.plan else 0.0
-
-    @property
-    def reached(self) -> dict[str, Any]:
-        """The figures; for an unfinished run, those of its last rows."""
-        scores = self.scores[-1] if self.scores else {}
-        so_far: dict[str, Any] = {key: scores.get(key) for key in ("top1", "top5")}
-        so_far |= {f"probe_{key}": scores.get(key) for key in MEASURES}
-        if self.rows and not self.is_classifier:
-            so_far["loss"] = self.rows[-1].get("loss")
-        if self.rows:
-            so_far["images"] = self.images(self.step)
-            so_far["equivalent_epochs"] = self.epochs(self.step)
-            so_far["training_seconds"] = self.seconds(self.step)
-        return {key: value for key, value in so_far.items() if value is not None} | self.figures
 
     def epochs(self, step: float) -> float | None:
         """Return the compute done after a step, in equivalent epochs."""
@@ -133,14 +118,8 @@ def _read(folder: Path, number: int, name: str) -> Record:
         read_bytes(config).decode(errors="replace") if config.exists() else "",
         settings,
         read_plan(plan) if plan.exists() else None,
-        _rows_of(folder),
-        _rows_of(folder, SCORES),
+        rows_of(folder),
+        rows_of(folder, SCORES),
         results_of(folder),
         figures_of(folder, settings),
     )
-
-
-def _rows_of(folder: Path, name: str = METRICS) -> list[Row]:
-    """Return the rows of a record in the order of their steps, without damaged values."""
-    rows = ({k: v for k, v in row.items() if is_plausible(v)} for row in read_metrics(folder, name))
-    return sorted((row for row in rows if "step" in row), key=lambda row: row["step"])
