@@ -16,7 +16,7 @@ from submitit import DebugExecutor
 from mae_et import RunFailed, UserError
 from mae_et.cli.arguments import config_of
 from mae_et.cli.main import main, run
-from mae_et.config.files import load_config
+from mae_et.config.files import load_config, to_yaml
 from mae_et.config.schema import PretrainConfig
 from mae_et.io.lock import sole_writer
 from slurm import preflight, status, trials
@@ -45,6 +45,17 @@ def test_dry_run_prints_script_and_config_without_slurm(place, monkeypatch, caps
     assert "# mae-et knn --checkpoint=run --output=run/knn" in out
     assert "#SBATCH --ntasks-per-node=1\n" in out  # a probe runs on one rank
     assert list(place.iterdir()) == [place / "tiny.yaml"]
+
+
+def test_a_sweep_over_branches_starts_each_from_the_run(place: Path) -> None:
+    (place / "t1").mkdir()
+    (place / "t1" / "config.yaml").write_text(to_yaml(config_of("pretrain", RUN)))
+    first = parse_task(COMMAND_LINE, "pretrain", ["--branch-from=t1", "--output.dir=cool"])
+    found = sweep_tasks(first, ["optim.decay_fraction=0.1,0.2"])
+    assert [run.start for run in found] == [Path("t1")] * 2
+    assert [run.config.optim.decay_fraction for run in found] == [0.1, 0.2]
+    assert [run.folder for run in found] == [Path(f"cool/decay_fraction={n}") for n in (0.1, 0.2)]
+    assert found[0].config.model == config_of("pretrain", RUN).model
 
 
 def test_training_that_requests_no_gpu_is_reported_and_the_lab_s_cluster_is_the_default(
