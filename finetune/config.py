@@ -154,6 +154,10 @@ class ClassifierConfig(RunConfig):
         super().__post_init__()
         height, width = height_and_width(self.model.image_size)
         require(
+            self.efficiency.sharding == "none",
+            "efficiency.sharding is for pre-training; classifiers fit without",
+        )
+        require(
             self.crop.method != "decode" or height == width,
             "crop.method decode supports square images only",
         )

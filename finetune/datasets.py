@@ -8,7 +8,7 @@ from mae_et.data.layout import Split, split_name
 from mae_et.data.sources.image_folder import classes_without_images
 from mae_et.errors import UserError, listed, refuse_unknown_classes
 from mae_et.runtime.console import notify
-from mae_et.training.opening import Opening, describe_data
+from mae_et.training.opening import describe_data, say_facts
 
 Splits = tuple[ImageDataset, ImageDataset | None]
 """Training and validation split; the latter is None if the run is not evaluated."""
@@ -39,11 +39,10 @@ def open_labelled(
     return source
 
 
-def open_splits(opening: Opening[Splits]) -> Splits:
+def open_splits(config: ClassifierConfig) -> Splits:
     """Open the splits of a classifier, and print a summary of its run."""
-    config: ClassifierConfig = opening.config
     train = open_labelled(config.data, "train", config.model.channels, "a classifier")
-    opening.say(data=describe_data(config.data, train))
+    say_facts(data=describe_data(config.data, train))
     if config.lacks_recipe:
         notify(
             "fine-tuned without augmentation, mixing and layer decay; --config finetune/vit_b16, "

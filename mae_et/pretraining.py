@@ -11,13 +11,11 @@ Shapes: B micro-batch, C channels, H base size, S bandwidth, N = (S / patch)^2 p
 patches, M predicted patches, W width, D numbers per patch.
 """
 
-from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mae_et.checkpoints.initial_weights import load_initial_weights
 from mae_et.checkpoints.preprocessing import Preprocessing
@@ -26,56 +24,40 @@ from mae_et.config.schema import ENCODER, PretrainConfig
 from mae_et.config.typed import typed
 from mae_et.curriculum.plan import Plan, PlannedStage
 from mae_et.data.batch import Batch, black_batch
-from mae_et.data.cache import cache_images
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.device.memory_ahead import memory_ahead
 from mae_et.data.encoder_input import encoder_input
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.logger import RunLogger
-from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
-from mae_et.runtime.signals import StopFlag
-from mae_et.training.build import build_run
-from mae_et.training.loop import Step
 from mae_et.training.metrics import pretraining_figures
 from mae_et.training.online_probe import OnlineProbe
-from mae_et.training.opening import Opening, open_training_images
+from mae_et.training.opening import open_training_images, say_state
 from mae_et.training.optim import build_optimizer
 from mae_et.training.periodic import Periodic
-from mae_et.training.plan import make_plan, resumed_plan
+from mae_et.training.plan import make_plan
 from mae_et.training.preview import draw_preview
 from mae_et.training.reconstructions import PeriodicReconstructions, gather_model
-from mae_et.training.resume import branch
-from mae_et.training.resume.find_checkpoint import find_checkpoint
-from mae_et.training.resume.same_data import check_data
 from mae_et.training.run import Run
-from mae_et.training.session import distributed_session, train_run, write_results
-from mae_et.training.step import update
+from mae_et.training.session import train_run, write_results
+from mae_et.training.task import Task
 
 
-def pretrain(
-    config: PretrainConfig,
-    stop_after_step: int | None = None,
-    *,
-    step: Step[Batch] | None = None,
-    opening: Opening[ImageDataset] | None = None,
-) -> Path:
+def pretrain(config: PretrainConfig, stop_after_step: int | None = None) -> Path:
     """Pre-train as configured, resuming from the run folder's newest checkpoint.
 
     A new run starts from random weights, from other weights (`config.init.weights`), or from a
     checkpoint of another run (`config.branch_from`, `config.init.extends`); a line on stderr names
-    the source. The
-    command line adopts the statistics and the position grid of initial weights; this function uses
-    `config.data` and `config.model.position_grid`, and the line reports differences.
+    the source. The command line adopts the statistics and the position grid of initial weights;
+    this function uses `config.data` and `config.model.position_grid`, and the line reports
+    differences.
 
     Args:
         config: the run.
         stop_after_step: save the state and return after this many steps, for a later call to
             resume; by default, train to the end.
-        step: one update of the weights, with the signature of `train_step` (the default).
-        opening: the start of this run, if its data is already open (see `Opening`).
 
     Returns:
         The run folder; a finished run has `encoder.safetensors` (a timm model) and `results.json`.
@@ -87,107 +69,93 @@ def pretrain(
         Interrupted: a signal asked to stop; the state is saved.
     """
     config = typed(config, PretrainConfig)
-    opening = opening or Opening("pretrain", config, open_training_images)
-    with distributed_session(config, config.efficiency) as (world, stopped):
-        _pretrain(config, world, stopped, stop_after_step, step or train_step, opening)
+    say_state("pretrain", config)
+    train_run(Pretraining(config), stop_after_step)
     return config.output.dir
 
 
-def _pretrain(
-    config: PretrainConfig,
-    world: DistributedContext,
-    stopped: StopFlag,
-    stop_after_step: int | None,
-    step: Step[Batch],
-    opening: Opening[ImageDataset],
-) -> None:
-    saved, finished = find_checkpoint(config, world)
-    reached = saved is not None and stop_after_step is not None and saved["step"] >= stop_after_step
-    if finished or reached:
-        return
-    with fail_together(world):
-        source = opening.data
-    saved, files = branch.start(config, saved, source, world)
-    provenance = check_data(config, saved, source, world)
-    images = cache_images(source, config, world)
-    plan = resumed_plan(config, saved, make_plan(config, len(source)))
-    run, model = build(config, plan, world, saved, static=step is train_step)
-    run.provenance |= provenance
-    run.stopped, run.stop_after_step = stopped, stop_after_step
-    del saved  # its tensors are in the run now
-    opening.say_built(run)
-    dataset = TrainDataset.from_config(config, images, plan)
-    draws = config.output.reconstruct_images > 0
-    periodic: list[Periodic] = [PeriodicReconstructions(run, model, source)] if draws else []
-    if config.probe.every is not None:
-        periodic.append(OnlineProbe(run, config.probe, model, source))
-    train_run(
-        run, dataset, step, periodic, partial(finish, run, model), files,
-        preview=partial(draw_preview, config, plan, dataset) if draws else None,
-    )  # fmt: skip
+class Pretraining(Task):
+    """Pre-train a masked autoencoder; `train_run` calls the methods in this order.
 
-
-def build(
-    config: PretrainConfig,
-    plan: Plan,
-    world: DistributedContext,
-    saved: dict[str, Any] | None,
-    static: bool = True,
-) -> tuple[Run, MaskedAutoencoder]:
-    """Build the model and its run, new (random, or from initial weights) or from a checkpoint.
-
-    `static`: every pass does the same work, as those of `train_step` do.
+    `source` has the training images, if they are open already.
     """
-    torch.manual_seed(config.seed)
-    model = MaskedAutoencoder.from_config(config.model)
-    if saved is None:
-        initial = load_initial_weights(model, config, world)
-    else:
-        initial = saved["origin"].get("init")
-    model.set_gradient_checkpointing(config.efficiency.gradient_checkpointing)
-    optimizer_of = partial(build_optimizer, config=config.optim)
-    run = build_run(
-        config, plan, world, model, optimizer_of, dry_pass, saved, fit_by_default=True,
-        static=static,
-    )  # fmt: skip
-    run.provenance["init"] = initial
-    return run, model
 
+    replayable = fits_by_default = True
 
-def train_step(run: Run, stage: PlannedStage, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-    """Update the autoencoder once; return the loss [] and the norm of the gradient []."""
-    return update(run, stage, batches, partial(reconstruction_loss, run))
+    def __init__(self, config: PretrainConfig, source: ImageDataset | None = None):
+        self.config: PretrainConfig = config
+        self.source = source
 
+    def open_images(self) -> ImageDataset:
+        """Open the training images, unless they are open."""
+        if self.source is None:
+            self.source = open_training_images(self.config)
+        return self.source
 
-def reconstruction_loss(run: Run, batch: Batch) -> Tensor:
-    """Return the mean squared error over the predicted patches of a micro-batch, float32 []."""
-    config, device = run.config, run.world.device
-    stage = run.plan.stages[int(batch.stage[0])]  # the batch carries its stage
-    images = batch.images.to(device, non_blocking=True)  # uint8 [B C H H]; [B C S S] with decode
-    noise = batch.noise.to(device, non_blocking=True)  # float32 [B N]
-    images, mask = encoder_input(  # crop to [B C S S], normalise, mask
-        images, noise, stage.bandwidth, config.crop.method, config.model.mask_ratio, config.data
-    )
-    with autocast(run.dtype, device):
-        # MaskedAutoencoder.forward: encode the visible patches [B 1+V W]; target [B N D] of the
-        # images; decode [B M D]; loss [] over the M predicted patches.
-        return run.network(images, mask).loss
+    def build_model(
+        self, saved: dict[str, Any] | None, world: DistributedContext
+    ) -> tuple[MaskedAutoencoder, dict[str, Any]]:
+        """Build the model, new: random, or from initial weights."""
+        model = MaskedAutoencoder.from_config(self.config.model)
+        if saved is None:
+            initial = load_initial_weights(model, self.config, world)
+        else:
+            initial = saved["origin"].get("init")
+        model.set_gradient_checkpointing(self.config.efficiency.gradient_checkpointing)
+        return model, {"init": initial}
 
+    def make_plan(self, model: nn.Module, images: int) -> Plan:
+        """Resolve the curriculum; `train_run` takes an extended run's from its checkpoint."""
+        return make_plan(self.config, images)
 
-def dry_pass(run: Run, stage: PlannedStage, count: int) -> None:
-    """Run forward and backward on `count` black images at a stage, beside the loader's memory."""
-    batch, data = black_batch(run.config.model, stage, count), run.config.data
-    kept = data.replay_images if data.replay else 0
-    with memory_ahead(run.config.efficiency.decode, batch.images, run.world.device, kept):
-        reconstruction_loss(run, batch).backward()
+    def build_optimizer(self, model: nn.Module) -> torch.optim.AdamW:
+        """Build AdamW."""
+        return build_optimizer(model, self.config.optim)
 
+    def dry_pass(self, run: Run, stage: PlannedStage, count: int) -> None:
+        """Run forward and backward on black images, beside the loader's memory."""
+        batch, data = black_batch(self.config.model, stage, count), self.config.data
+        kept = data.replay_images if data.replay else 0
+        with memory_ahead(self.config.efficiency.decode, batch.images, run.world.device, kept):
+            self.loss(run, stage, batch).backward()
 
-def finish(run: Run, model: MaskedAutoencoder, logger: RunLogger | None) -> None:
-    """Export the encoder and write results.json."""
-    model = gather_model(run, model)
-    if logger is None:
-        return
-    config = run.config
-    preprocessing = Preprocessing.of_run(config.data, config.model.image_size)
-    export_encoder(model.encoder, config.output.dir / ENCODER, config.model, preprocessing)
-    write_results(run, logger, pretraining_figures(run))
+    def augment(self, model: nn.Module, images: ImageDataset, plan: Plan) -> TrainDataset:
+        """Return views of the images, with the noise of their masks."""
+        return TrainDataset.from_config(self.config, images, plan)
+
+    def periodic(self, run: Run) -> list[Periodic]:
+        """Draw reconstructions and probe the encoder."""
+        periodic: list[Periodic] = []
+        if self.config.output.reconstruct_images > 0:
+            periodic.append(PeriodicReconstructions(run, self.open_images()))
+        if self.config.probe.every is not None:
+            periodic.append(OnlineProbe(run, self.config.probe, self.open_images()))
+        return periodic
+
+    def preview(self, run: Run, dataset: TrainDataset) -> Tensor | None:
+        """Draw training views."""
+        draws = self.config.output.reconstruct_images > 0
+        return draw_preview(self.config, run.plan, dataset) if draws else None
+
+    def loss(self, run: Run, stage: PlannedStage, batch: Batch, number: int = 0) -> Tensor:
+        """Return the mean squared error over the predicted patches of a micro-batch."""
+        config, device = self.config, run.world.device
+        images = batch.images.to(device, non_blocking=True)  # uint8 [B C H H]; [B C S S] if decoded
+        noise = batch.noise.to(device, non_blocking=True)  # float32 [B N]
+        images, mask = encoder_input(  # crop to [B C S S], normalise, mask
+            images, noise, stage.bandwidth, config.crop.method, config.model.mask_ratio, config.data
+        )
+        with autocast(run.dtype, device):
+            # MaskedAutoencoder.forward: encode the visible patches [B 1+V W]; target [B N D] of the
+            # images; decode [B M D]; loss [] over the M predicted patches.
+            return run.network(images, mask).loss
+
+    def finish(self, run: Run, logger: RunLogger | None) -> None:
+        """Export the encoder and write results.json."""
+        model = gather_model(run)
+        if logger is None:
+            return
+        config = self.config
+        preprocessing = Preprocessing.of_run(config.data, config.model.image_size)
+        export_encoder(model.encoder, config.output.dir / ENCODER, config.model, preprocessing)
+        write_results(run, logger, pretraining_figures(run))

@@ -4,16 +4,14 @@
            -> loss -> step -> scores
 
 A frozen encoder makes it a probe; a timm backbone with stages of growing bandwidth makes it
-supervised EfficientTrain++. Set-up, session and loop are those of pre-training.
+supervised EfficientTrain++. Session and loop are those of pre-training.
 
 Sources: MAE's fine-tuning (arXiv 2111.06377, appendix A), EfficientTrain++ (arXiv 2405.08768).
 """
 
-import itertools
 import json
 import warnings
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finetune.config import ClassifierConfig, RecipeConfig
+from finetune.config import ClassifierConfig
 from finetune.datasets import Splits, open_splits
 from finetune.training.model import build_classifier, load_run_network
 from finetune.training.param_groups import build_optimizer
@@ -35,39 +33,22 @@ from mae_et.checkpoints.listing import run_of
 from mae_et.checkpoints.preprocessing import report_preprocessing
 from mae_et.config.typed import typed
 from mae_et.curriculum.plan import Plan, PlannedStage
-from mae_et.data.cache import cache_images
+from mae_et.data.datasets import ImageDataset
 from mae_et.data.sampler import sample_seed
 from mae_et.errors import UserError
+from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
-from mae_et.runtime.signals import StopFlag
-from mae_et.training.build import build_run
-from mae_et.training.opening import Opening
+from mae_et.training.opening import say_state
 from mae_et.training.periodic import Periodic
-from mae_et.training.plan import resumed_plan
-from mae_et.training.resume import branch
-from mae_et.training.resume.find_checkpoint import find_checkpoint
-from mae_et.training.resume.same_data import check_data
 from mae_et.training.run import Run
-from mae_et.training.session import distributed_session, train_run
-from mae_et.training.step import update
-
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+from mae_et.training.session import train_run
+from mae_et.training.task import Task
 
 
-def classify(
-    config: ClassifierConfig,
-    *,
-    step: Callable[..., tuple[Tensor, Tensor]] | None = None,
-    opening: Opening[Splits] | None = None,
-) -> dict[str, Any]:
+def classify(config: ClassifierConfig) -> dict[str, Any]:
     """Train the classifier of a config, resuming from the run folder's newest checkpoint.
-
-    Args:
-        config: the run.
-        step: one update of the weights, called as `classifier_step`, which is the default.
-        opening: the opened data of this config; commands open them before PyTorch is loaded.
 
     Returns:
         The final figures, which are also in the run folder's `results.json`.
@@ -79,53 +60,138 @@ def classify(
         Interrupted: a signal requested a stop; the state is saved.
     """
     config = typed(config, ClassifierConfig)
-    opening = opening or Opening("classify", config, open_splits)
-    with distributed_session(config, config.efficiency) as (world, stopped):
-        _classify(config, world, stopped, step or classifier_step, opening)
+    say_state("classify", config)
+    train_run(Classification(config))
     return json.loads((config.output.dir / "results.json").read_text(encoding="utf-8"))
 
 
-def _classify(
-    config: ClassifierConfig,
-    world: DistributedContext,
-    stopped: StopFlag,
-    step: Callable[..., tuple[Tensor, Tensor]],
-    opening: Opening[Splits],
-) -> None:
-    saved, finished = find_checkpoint(config, world)
-    if finished:
-        return
-    with fail_together(world):
-        train, val = opening.data
-    saved, files = branch.start(config, saved, train, world)
-    provenance = check_data(config, saved, train, world)
-    ranks = saved["origin"].get("processes", world.size) if saved else world.size
-    if world.is_main and ranks != world.size:
-        warnings.warn(
-            "this run resumes on another number of ranks: the samples stay the same, but each rank "
-            "draws its own mixing and drop path and has its own batch-norm statistics",
-            stacklevel=1,
-        )
-    images = cache_images(train, config, world)
-    torch.manual_seed(config.seed)
-    with fail_together(world):
-        network = build_network(config, saved, len(train.classes))
-    plan = resumed_plan(config, saved, make_plan(config, network, len(train)))
-    run = build(config, network, plan, world, saved)
-    run.provenance, run.stopped = provenance, stopped
-    del saved  # the run holds its tensors
-    opening.say_built(run)
-    shown = shown_sides(config.model.image_size, network)
-    dataset = LabelledTrainDataset(
-        images, config.data, config.recipe, plan, config.seed, config.model.image_size,
-        config.crop.method, [shown(stage.bandwidth) for stage in plan.stages],
-    )  # fmt: skip
-    step = partial(step, recipe=config.recipe, classes=len(train.classes))
-    files |= {"classes.json": describe(run, train.classes)}
-    periodic: list[Periodic] = []
-    if val is not None and config.output.evaluate_every is not None:
-        periodic.append(PeriodicEvaluation(run, config.output.evaluate_every, val))
-    train_run(run, dataset, step, periodic, partial(finish, run), files)
+class Classification(Task):
+    """Train a classifier; `train_run` calls the methods in this order.
+
+    `splits` are the training and validation images, if they are open already.
+    """
+
+    def __init__(self, config: ClassifierConfig, splits: Splits | None = None):
+        self.config: ClassifierConfig = config
+        self.splits = splits
+        self.ema_decay = config.optim.ema
+
+    def open_splits(self) -> Splits:
+        """Open the splits, unless they are open."""
+        if self.splits is None:
+            self.splits = open_splits(self.config)
+        return self.splits
+
+    def open_images(self) -> ImageDataset:
+        """Open the training split."""
+        return self.open_splits()[0]
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes."""
+        return self.open_images().classes
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed, in pairs."""
+        return bool(self.config.recipe.mixup or self.config.recipe.cutmix)
+
+    def build_model(
+        self, saved: dict[str, Any] | None, world: DistributedContext
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """Build the network, new or of the checkpoint."""
+        ranks = saved["origin"].get("processes", world.size) if saved else world.size
+        if world.is_main and ranks != world.size:
+            warnings.warn(
+                "this run resumes on another number of ranks: the samples stay the same, but each "
+                "rank draws its own mixing and drop path and has its own batch-norm statistics",
+                stacklevel=1,
+            )
+        with fail_together(world):
+            network: Any = build_network(self.config, saved, len(self.classes))
+        if self.config.efficiency.gradient_checkpointing:
+            try:
+                network.set_grad_checkpointing(True)
+            except (AssertionError, AttributeError) as error:
+                raise UserError(
+                    "efficiency.gradient_checkpointing: this network does not support it"
+                ) from error
+        return network, {}
+
+    def make_plan(self, model: nn.Module, images: int) -> Plan:
+        """Resolve the curriculum, whose image sizes and costs depend on the network."""
+        return make_plan(self.config, model, images)
+
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Build the config's optimizer."""
+        return build_optimizer(model, self.config.optim)
+
+    def divisor_of_micro_batches(self, model: nn.Module) -> int:
+        """Return 2 for pairs to mix, and for batch norm, which needs two images."""
+        return 2 if self.mixes or has_batch_norm(model) else 1
+
+    def dry_pass(self, run: Run, stage: PlannedStage, count: int) -> None:
+        """Run forward and backward on black images, which are not mixed."""
+        config, device = self.config.model, run.world.device
+        sides = shown_sides(config.image_size, run.network)(stage.bandwidth)
+        images = torch.zeros(count, config.channels, *sides, device=device)
+        labels = torch.zeros(count, dtype=torch.int64, device=device)
+        self._cross_entropy(run, images, labels).backward()
+
+    def check_micro_batches(self, model: nn.Module, sizes: Sequence[int]) -> None:
+        """Refuse odd sizes to mix, and single images to normalise."""
+        if self.mixes and any(size % 2 for size in sizes):
+            raise UserError("recipe.mixup and recipe.cutmix need micro-batches of even size")
+        if has_batch_norm(model) and min(sizes) == 1:
+            raise UserError("batch norm needs micro-batches of at least two images")
+
+    def augment(self, model: nn.Module, images: ImageDataset, plan: Plan) -> LabelledTrainDataset:
+        """Return augmented images with their labels."""
+        config = self.config
+        shown = shown_sides(config.model.image_size, model)
+        return LabelledTrainDataset(
+            images, config.data, config.recipe, plan, config.seed, config.model.image_size,
+            config.crop.method, [shown(stage.bandwidth) for stage in plan.stages],
+        )  # fmt: skip
+
+    def files(self, run: Run) -> dict[str, str]:
+        """Describe the classes and the network."""
+        return {"classes.json": describe(run, self.classes)}
+
+    def periodic(self, run: Run) -> list[Periodic]:
+        """Score the validation split."""
+        _, val = self.open_splits()
+        every = self.config.output.evaluate_every
+        return [] if val is None or every is None else [PeriodicEvaluation(run, every, val)]
+
+    def loss(self, run: Run, stage: PlannedStage, batch: LabelledBatch, number: int) -> Tensor:
+        """Return the cross-entropy of a micro-batch.
+
+        Drop path and mixing draw from (seed, step, rank, micro-batch), so a resumed run draws the
+        same numbers as an uninterrupted one.
+        """
+        key = (self.config.seed, run.state.step, run.world.rank)
+        if number == 0:
+            torch.manual_seed(sample_seed(*key))
+        images = batch.images.to(run.world.device, non_blocking=True)
+        labels = batch.labels.to(run.world.device, non_blocking=True)
+        seed = sample_seed(*key, number)
+        images, targets = mix(images, labels, self.config.recipe, len(self.classes), seed)
+        return self._cross_entropy(run, images, targets)
+
+    def _cross_entropy(self, run: Run, images: Tensor, targets: Tensor) -> Tensor:
+        with autocast(run.dtype, run.world.device):
+            logits = run.network(images)
+        return F.cross_entropy(logits.float(), targets)
+
+    def finish(self, run: Run, logger: RunLogger | None) -> None:
+        """Write the last weights and results.json."""
+        finish(run, logger)
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Return whether a network normalises over the images of a micro-batch."""
+    return any(isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) for part in network.modules())
 
 
 def build_network(
@@ -141,81 +207,3 @@ def build_network(
             report_preprocessing(recorded, config.data, start or config.model.backbone)
         return build_classifier(config.model, classes)
     return load_run_network(config.model, run_of(Path(saved["path"])), saved["model"])
-
-
-def build(
-    config: ClassifierConfig,
-    network: Any,
-    plan: Plan,
-    world: DistributedContext,
-    saved: dict[str, Any] | None,
-) -> Run:
-    """Build the run of a network, new or restored from a checkpoint."""
-    efficiency = config.efficiency
-    if efficiency.sharding != "none":
-        raise UserError("efficiency.sharding is for pre-training; classifiers fit without")
-    mixes = bool(config.recipe.mixup or config.recipe.cutmix)
-    normalises = any(isinstance(part, BATCH_NORMS) for part in network.modules())
-    if efficiency.gradient_checkpointing:
-        try:
-            network.set_grad_checkpointing(True)
-        except (AssertionError, AttributeError) as error:
-            raise UserError(
-                "efficiency.gradient_checkpointing: this network does not support it"
-            ) from error
-    run = build_run(
-        config,
-        plan,
-        world,
-        network,
-        partial(build_optimizer, config=config.optim),
-        dry_pass,
-        saved,
-        ema_decay=config.optim.ema,
-        multiple=2 if mixes or normalises else 1,
-    )
-    sizes = [run.micro_batch[stage.bandwidth] for stage in plan.stages]
-    if mixes and any(size % 2 for size in sizes):
-        raise UserError("recipe.mixup and recipe.cutmix need micro-batches of even size")
-    if normalises and min(sizes) == 1:
-        raise UserError("batch norm needs micro-batches of at least two images")
-    return run
-
-
-def dry_pass(run: Run, stage: PlannedStage, count: int) -> None:
-    """Run a forward and backward pass on `count` black images at a stage."""
-    model, device = run.config.model, run.world.device
-    sides = shown_sides(model.image_size, run.network)(stage.bandwidth)
-    images = torch.zeros(count, model.channels, *sides, device=device)
-    with autocast(run.dtype, device):
-        logits = run.network(images)
-    F.cross_entropy(logits.float(), torch.zeros(count, dtype=torch.int64, device=device)).backward()
-
-
-def classifier_step(
-    run: Run,
-    stage: PlannedStage,
-    batches: Iterable[LabelledBatch],
-    recipe: RecipeConfig,
-    classes: int,
-) -> tuple[Tensor, Tensor]:
-    """Update a classifier once; return the loss and the gradient's norm.
-
-    Drop path and mixing draw from (seed, step, rank, micro-batch), so a resumed run draws the same
-    numbers as an uninterrupted one.
-    """
-    device = run.world.device
-    key = (run.config.seed, run.state.step, run.world.rank)
-    torch.manual_seed(sample_seed(*key))
-    numbers = itertools.count()
-
-    def loss_of(batch: LabelledBatch) -> Tensor:
-        images = batch.images.to(device, non_blocking=True)
-        labels = batch.labels.to(device, non_blocking=True)
-        seed = sample_seed(*key, next(numbers))
-        images, targets = mix(images, labels, recipe, classes, seed)
-        with autocast(run.dtype, device):
-            logits = run.network(images)
-        return F.cross_entropy(logits.float(), targets)
-
-    return update(run, stage, batches, loss_of)

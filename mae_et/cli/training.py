@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import finetune as downstream
-import mae_et
 from finetune.datasets import open_splits
 from finetune.run_folder import check_training_data
 from mae_et.cli.arguments import Arguments, config_of
@@ -14,7 +13,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.data.datasets import ImageDataset, open_dataset
 from mae_et.errors import UserError
 from mae_et.runtime.console import is_main, say
-from mae_et.training.opening import Opening, open_training_images
+from mae_et.training.opening import open_early, open_training_images, say_state
 
 
 def _demo_config(name: str, arguments: Arguments) -> PretrainConfig:
@@ -30,15 +29,20 @@ def _demo_config(name: str, arguments: Arguments) -> PretrainConfig:
 @prints_results("demo", _demo_config)
 def demo(config: PretrainConfig) -> dict[str, Any]:
     """Pre-train, probe and reconstruct a small model: minutes on a CPU."""
-    opening = Opening("demo", config, _open_demo_images)
-    _ = opening.data  # of a finished demo too, whose batch depends on them
-    config = opening.config
-    folder = mae_et.pretrain(config, opening=opening)
+    from mae_et.pretraining import Pretraining
+    from mae_et.training.session import train_run
+
+    say_state("demo", config)
+    config, source = _open_demo_images(config)  # of a finished demo too: its batch depends on them
+    train_run(Pretraining(config, source))
     if not is_main():
         return {}
     efficiency = config.efficiency
     probe = downstream.ProbeConfig(
-        folder, untrained=True, num_workers=efficiency.num_workers, device=efficiency.device
+        config.output.dir,
+        untrained=True,
+        num_workers=efficiency.num_workers,
+        device=efficiency.device,
     )
     try:
         accuracies = downstream.score_encoder(probe)
@@ -48,21 +52,23 @@ def demo(config: PretrainConfig) -> dict[str, Any]:
     return results_of(config.output) | accuracies
 
 
-def _open_demo_images(opening: Opening[ImageDataset]) -> ImageDataset:
-    """Open the demo's images; fewer than a batch are one batch."""
-    config: PretrainConfig = opening.config
+def _open_demo_images(config: PretrainConfig) -> tuple[PretrainConfig, ImageDataset]:
+    """Open the demo's images, and return the config for them: fewer than a batch are one batch."""
     source = open_dataset(config.data, "train", config.model.channels)
     if len(source) < config.optim.batch_size:
         say(f"optim.batch_size {len(source)}, all training images, not {config.optim.batch_size}")
-        opening.config = replace(config, optim=replace(config.optim, batch_size=len(source)))
-    return open_training_images(opening, source)
+        config = replace(config, optim=replace(config.optim, batch_size=len(source)))
+    return config, open_training_images(config, source)
 
 
 @prints_results("pretrain")
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """Pre-train a masked autoencoder; resumes from its run folder."""
-    opening = Opening("pretrain", config, open_training_images).open_early()
-    mae_et.pretrain(config, opening=opening)
+    source = open_early("pretrain", config, open_training_images)
+    from mae_et.pretraining import Pretraining  # and PyTorch, after the data is open
+    from mae_et.training.session import train_run
+
+    train_run(Pretraining(config, source))
     return results_of(config.output)
 
 
@@ -80,6 +86,9 @@ def supervised(config: downstream.ClassifierConfig) -> dict[str, Any]:
 
 
 def _classify(command: str, config: downstream.ClassifierConfig) -> dict[str, Any]:
-    opening = Opening(command, config, open_splits).open_early()
-    downstream.classify(config, opening=opening)
+    splits = open_early(command, config, open_splits)
+    from finetune.training.classifier import Classification
+    from mae_et.training.session import train_run
+
+    train_run(Classification(config, splits))
     return results_of(config.output)

@@ -2,13 +2,13 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import torch
-from torch import Tensor
 
 from mae_et.curriculum.plan import PlannedStage
+from mae_et.data.bad_images import BadImages
 from mae_et.data.batch import AnyBatch
 from mae_et.errors import Interrupted
 from mae_et.monitoring.logger import RunLogger
@@ -20,21 +20,22 @@ from mae_et.training.metrics import MetricsWindow
 from mae_et.training.optim import set_schedule
 from mae_et.training.periodic import Periodic, do_missed_work, do_work
 from mae_et.training.run import Run
-
-Step = Callable[[Run, PlannedStage, Iterable[AnyBatch]], tuple[Tensor, Tensor]]
+from mae_et.training.step import Loss, train_step
 
 
 def train(
     run: Run,
     batches: Iterator[AnyBatch],
-    step: Step[AnyBatch],
+    loss_of: Loss,
     logger: RunLogger | None,
     checkpoints: CheckpointWriter,
     periodic: Sequence[Periodic] = (),
+    bad_images: BadImages | None = None,
 ) -> None:
     """Train from the state's step to the plan's last, or until `run.stop_after_step`.
 
-    Micro-batches start at the state's step. Checkpoints are written while training continues; the
+    Micro-batches start at the state's step. `bad_images` has those that could not be read, or is
+    None if the first one stops the run. Checkpoints are written while training continues; the
     last one, and one after a signal, while it waits. The time of periodic work does not count.
 
     Raises:
@@ -47,14 +48,14 @@ def train(
     end = plan.steps if run.stop_after_step is None else min(plan.steps, run.stop_after_step)
     output = run.config.output
     log_every, save_every = map(run.in_steps, (output.log_every, output.checkpoint_every))
-    window = MetricsWindow(world.device)
+    window = MetricsWindow(world.device, bad_images)
     stopped.saves = world.size > 1  # then all ranks stop at the same step
     heartbeat()
     while state.step < end:
         asked_to_stop = distributed.any_rank_async(
             lambda: stopped.signal is not None or checkpoints.failed, world
         )
-        stage = take_step(run, batches, step, window)
+        stage = take_step(run, batches, loss_of, window)
         stopped.saves = True
         heartbeat()
 
@@ -80,7 +81,7 @@ def train(
 
 
 def take_step(
-    run: Run, batches: Iterator[AnyBatch], step: Step[AnyBatch], window: MetricsWindow
+    run: Run, batches: Iterator[AnyBatch], loss_of: Loss, window: MetricsWindow
 ) -> PlannedStage:
     """Take the run's next step, with the schedule of its stage, and return that stage."""
     plan, state = run.plan, run.state
@@ -89,7 +90,7 @@ def take_step(
         torch.cuda.empty_cache()  # blocks of one bandwidth's sizes fit the next one's badly
     set_schedule(state.optimizer, plan.progress(state.step), run.config.optim)
     micro_batches = window.timed(islice(batches, run.accumulation(stage)))
-    window.add(*step(run, stage, micro_batches))
+    window.add(*train_step(run, stage, micro_batches, loss_of))
     if state.ema is not None:
         state.ema.update(state.model, state.step)
     report_compilation(stage.bandwidth)

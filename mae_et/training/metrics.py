@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from mae_et.curriculum.plan import PlannedStage
+from mae_et.data.bad_images import BadImages
 from mae_et.data.batch import AnyBatch
 from mae_et.errors import Diverged
 from mae_et.io.metrics_file import SCORES, Row, read_metrics
@@ -48,8 +49,8 @@ class Sums(NamedTuple):
 class MetricsWindow:
     """Steps since the last row of metrics; numbers stay on the device until the row is read."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, bad_images: BadImages | None = None) -> None:
+        self.device, self.bad_images = device, bad_images
         self.nonfinite = NonFinite()
         """Counts non-finite losses and updates."""
         self._restart(time.perf_counter())
@@ -125,7 +126,7 @@ class MetricsWindow:
             RunFailed: more images are unreadable than `data.max_bad_fraction` allows.
         """
         plan, state, world = run.plan, run.state, run.world
-        bad = run.bad_images
+        bad = self.bad_images
         sums = self._gather(len(bad.waiting) if bad else 0, world)
         now = time.perf_counter()
         seconds = now - self.started

@@ -54,12 +54,9 @@ class OnlineProbe(Periodic):
 
     before_first_step = True
 
-    def __init__(
-        self, run: Run, probe: OnlineProbeConfig, model: MaskedAutoencoder, source: ImageDataset
-    ):
+    def __init__(self, run: Run, probe: OnlineProbeConfig, source: ImageDataset):
         assert probe.every is not None
         super().__init__(run, probe.every)
-        self.model = model
         config, plan = run.config, run.plan
         steps = {*range(0, plan.steps, self.every), plan.steps}
         fraction = probe.max_fraction / sum(map(self.due, steps))
@@ -77,7 +74,7 @@ class OnlineProbe(Periodic):
         if world.device.type == "cuda":
             torch.cuda.synchronize()  # the probe's time excludes queued steps
         started = time.perf_counter()
-        model = gather_model(self.run, self.model)
+        model = gather_model(self.run)
         if state.sharded and not world.is_main:
             while not distributed.any_rank(False, world):  # until the main rank is done
                 heartbeat()

@@ -6,8 +6,8 @@ data and plan are reported at once.
 
 import os
 from collections.abc import Callable, Iterable
-from functools import cached_property
-from typing import Any, Generic, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.config.data import DataConfig
@@ -16,73 +16,72 @@ from mae_et.config.schema import OutputConfig, PretrainConfig
 from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
 from mae_et.data.layout import ROOTED, check_outside
 from mae_et.io.metrics_file import METRICS
+from mae_et.io.score_records import RESULTS
 from mae_et.monitoring.figures import short
 from mae_et.runtime.console import is_main, notify, write_line
 from mae_et.training.plan import curriculum_of, make_plan
+from mae_et.training.resume.outputs import missing_outputs
 from mae_et.version import __version__
 
 Data = TypeVar("Data")
 
 
-class Opening(Generic[Data]):
-    """The start of a run: its training data, and the lines that the main rank prints.
+def open_early(command: str, config: Any, read: Callable[[Any], Data]) -> Data | None:
+    """Print the state of a run, and open its data before PyTorch is loaded.
 
-    `read` opens and describes the training data.
+    None, for `train_run` to open it, if other ranks have to join first or the run is finished.
     """
+    finished = say_state(command, config)
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return read(config) if alone and not finished else None
 
-    def __init__(self, command: str, config: Any, read: Callable[["Opening[Data]"], Data]):
-        self.config, self.read = config, read
-        self.alone = os.environ.get("WORLD_SIZE", "1") == "1"
-        folder = config.output.dir
-        check_outside(config.data, folder)
-        self.step = max(map(checkpoint_step, list_checkpoints(folder / "checkpoints")), default=0)
-        self.finished = (folder / "results.json").exists()
-        rows = folder / METRICS  # without a checkpoint where old files were purged
-        trained = rows.is_file() and rows.stat().st_size > 0
-        state = "starts again, for there is no checkpoint" if trained else "new"
-        if self.step:
-            state = f"resumes; newest checkpoint: step {self.step:,}"
-        if self.finished:
-            state = "finished before"
-            missing = [name for name in config.outputs if not (folder / name).exists()]
-            if missing and self.step:
-                self.finished = False
-                state = f"finished before, without {missing[0]}: writes it from step {self.step:,}"
+
+def say_state(command: str, config: Any) -> bool:
+    """Print the state of a run's folder on the main rank; return whether the run is finished."""
+    folder = config.output.dir
+    check_outside(config.data, folder)
+    step, missing = _newest_step(folder), missing_outputs(config)
+    finished = (folder / RESULTS).exists()
+    rows = folder / METRICS  # without a checkpoint where old files were purged
+    trained = rows.is_file() and rows.stat().st_size > 0
+    state = "starts again, for there is no checkpoint" if trained else "new"
+    if step:
+        state = f"resumes; newest checkpoint: step {step:,}"
+    if finished:
+        state = "finished before"
+        if missing and step:
+            finished = False
+            state = f"finished before, without {missing[0]}: writes it from step {step:,}"
+    if is_main():
+        write_line(f"mae-et {__version__}: {command} in {folder}: {state}")
+    return finished
+
+
+def say_built(run: Any) -> None:
+    """Describe a built `Run` on the main rank; every rank must call this."""
+    if run.state.step != _newest_step(run.config.output.dir):
+        say_facts(start=f"after step {run.state.step:,}")
+    say_facts(**describe_run(run))
+
+
+def say_facts(**facts: str) -> None:
+    """Print facts about a run, one per line, on the main rank."""
+    for name, fact in facts.items():
         if is_main():
-            write_line(f"mae-et {__version__}: {command} in {folder}: {state}")
+            write_line(f"{name:<8}{fact}")
 
-    @cached_property
-    def data(self) -> Data:
-        """The training data, opened by `read` when first used."""
-        return self.read(self)
 
-    def open_early(self) -> "Opening[Data]":
-        """Open the data before PyTorch is loaded, unless other ranks have to join first."""
-        if self.alone and not self.finished:
-            _ = self.data
-        return self
-
-    def say(self, **facts: str) -> None:
-        """Print facts about the run, one per line, on the main rank."""
-        for name, fact in facts.items():
-            if is_main():
-                write_line(f"{name:<8}{fact}")
-
-    def say_built(self, run: Any) -> None:
-        """Describe a built `Run`; every rank must call this."""
-        if run.state.step != self.step:
-            self.say(start=f"after step {run.state.step:,}")
-        self.say(**describe_run(run))
+def _newest_step(folder: Path) -> int:
+    return max(map(checkpoint_step, list_checkpoints(folder / "checkpoints")), default=0)
 
 
 def open_training_images(
-    opening: Opening[ImageDataset], source: ImageDataset | None = None
+    config: PretrainConfig, source: ImageDataset | None = None
 ) -> ImageDataset:
     """Open the training images of a pre-training run, unless given, and describe them."""
-    config: PretrainConfig = opening.config
     curriculum_of(config)  # refused before a large folder is listed
     source = source or open_dataset(config.data, "train", config.model.channels)
-    opening.say(data=describe_data(config.data, source))
+    say_facts(data=describe_data(config.data, source))
     if config.continues is None:
         make_plan(config, len(source))  # refused before PyTorch is loaded
     if config.probe.every is None and config.probe != OnlineProbeConfig():

@@ -1,6 +1,7 @@
 """Draw reconstructions of the same few images during pre-training."""
 
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +21,9 @@ from mae_et.training.run import Run
 class PeriodicReconstructions(Periodic):
     """Reconstructions at the stage's bandwidth, every `output.reconstruct_every`."""
 
-    def __init__(self, run: Run, model: MaskedAutoencoder, source: ImageDataset):
+    def __init__(self, run: Run, source: ImageDataset):
         super().__init__(run, run.config.output.reconstruct_every)
-        self.model, self.source = model, source
+        self.source = source
 
     def recorded(self, step: int, logger: RunLogger) -> bool:
         """Return whether the image of a step exists."""
@@ -30,7 +31,7 @@ class PeriodicReconstructions(Periodic):
 
     def do(self, logger: RunLogger | None) -> None:
         """Draw reconstructions with the current weights."""
-        model = gather_model(self.run, self.model)
+        model = gather_model(self.run)
         if logger is not None:
             logger.log_image(self.run.state.step, self.draw(model))
 
@@ -56,8 +57,9 @@ class PeriodicReconstructions(Periodic):
         return panel_grid(panels, model.target)
 
 
-def gather_model(run: Run, model: MaskedAutoencoder) -> MaskedAutoencoder:
+def gather_model(run: Run) -> MaskedAutoencoder:
     """Return the model, gathered on the main rank's CPU if sharded; every rank must call this."""
+    model: Any = run.state.model
     if not run.state.sharded:
         return model
     weights = full_state_dict(model)

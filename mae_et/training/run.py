@@ -1,4 +1,4 @@
-"""A run: everything that its loop and steps read. Only its state changes."""
+"""A run: everything that its loop and steps read. It is frozen; only its state changes."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +10,6 @@ from torch import nn
 from mae_et.config.duration import Duration, duration_in_steps
 from mae_et.config.schema import RunConfig
 from mae_et.curriculum.plan import Plan, PlannedStage
-from mae_et.data.bad_images import BadImages
 from mae_et.data.sampler import CurriculumBatchSampler
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.signals import StopFlag
@@ -20,7 +19,7 @@ from mae_et.training.optim import decay_start
 from mae_et.training.state import TrainState
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
     """Everything that the training loop and its steps read.
 
@@ -37,10 +36,8 @@ class Run:
         stopped: set by a signal to save and stop.
         stop_after_step: save and stop after this many steps; None to run to the plan's end.
         compiled: whether the network, or its transformer blocks, are compiled.
-        replays: whether forward and backward passes are replayed as CUDA graphs.
-        graphs: replays passes; None to run them eagerly.
+        graphs: replays forward and backward passes as CUDA graphs; None to run them eagerly.
         flat_gradients: exchanges the gradients of replayed passes; None if the network does.
-        bad_images: images that could not be read; None if the first one stops the run.
     """
 
     config: RunConfig
@@ -54,10 +51,8 @@ class Run:
     stopped: StopFlag = field(default_factory=StopFlag)
     stop_after_step: int | None = None
     compiled: bool = False
-    replays: bool = False
     graphs: GraphedPasses | None = None
     flat_gradients: FlatGradients | None = None
-    bad_images: BadImages | None = None
 
     def accumulation(self, stage: PlannedStage) -> int:
         """Return the number of micro-batches of one step at a stage."""

@@ -1,11 +1,13 @@
 """What all kinds of runs share, from joining the ranks to the final figures."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
 
 from mae_et.checkpoints.store import prune_checkpoints, rename_damaged_after
 from mae_et.config.efficiency import ProcessConfig
@@ -13,6 +15,7 @@ from mae_et.config.files import to_yaml
 from mae_et.config.schema import RunConfig
 from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.data.bad_images import BadImages
+from mae_et.data.cache import cache_images
 from mae_et.data.cores import compute_threads, worker_count
 from mae_et.data.device.choose_decoder import choose_decoder
 from mae_et.data.loader import training_batches
@@ -32,12 +35,18 @@ from mae_et.runtime.placement import check_own_gpus
 from mae_et.runtime.signals import StopFlag, stop_signals
 from mae_et.runtime.system_errors import explain_system_errors
 from mae_et.runtime.watchdog import hang_watchdog, limit_exit
+from mae_et.training.build import build_run
 from mae_et.training.checkpoint_writer import CheckpointWriter
 from mae_et.training.environment import ENVIRONMENT, describe_environment
-from mae_et.training.loop import Step, train
-from mae_et.training.periodic import Periodic
+from mae_et.training.loop import train
+from mae_et.training.opening import say_built
+from mae_et.training.plan import resumed_plan
+from mae_et.training.resume import branch
+from mae_et.training.resume.find_checkpoint import find_checkpoint
+from mae_et.training.resume.same_data import check_data
 from mae_et.training.resume.same_ranks import check_same_command
 from mae_et.training.run import Run
+from mae_et.training.task import Task
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -75,46 +84,64 @@ def distributed_session(
         distributed.shutdown(world)
 
 
-def train_run(
-    run: Run,
-    dataset: Any,
-    step: Step[Any],
-    periodic: Sequence[Periodic],
-    finish: Callable[[RunLogger | None], None],
-    files: Mapping[str, str],
-    preview: Callable[[], Tensor | None] | None = None,
-) -> None:
-    """Train a run from its state to its end, and finish it; see `train`.
+def train_run(task: Task, stop_after_step: int | None = None) -> None:
+    """Train a task to its end, from the newest checkpoint of its run folder, and finish it.
 
-    `finish` writes the run's final files, on every rank. `files` are texts for the run folder, by
-    file name. `preview` draws training views, for a run folder without such an image.
+    With `stop_after_step`, save the state and return after this many steps.
     """
+    config = task.config
+    with distributed_session(config, config.efficiency) as (world, stopped):
+        saved, finished = find_checkpoint(config, world)
+        if finished or (saved and stop_after_step is not None and saved["step"] >= stop_after_step):
+            return
+        with fail_together(world):
+            source = task.open_images()
+        saved, files = branch.start(config, saved, source, world)
+        provenance = check_data(config, saved, source, world)
+        images = cache_images(source, config, world)
+        torch.manual_seed(config.seed)
+        model, initial = task.build_model(saved, world)
+        plan = resumed_plan(config, saved, task.make_plan(model, len(source)))
+        run = build_run(task, model, plan, world, saved, stopped, stop_after_step)
+        del saved  # its tensors are in the run now
+        say_built(run)
+        dataset = task.augment(model, images, plan)
+        train_and_record(task, run, dataset, provenance | initial, files | task.files(run))
+
+
+def train_and_record(
+    task: Task, run: Run, dataset: Any, provenance: dict[str, Any], files: Mapping[str, str]
+) -> None:
+    """Train a run on a dataset, with records and checkpoints in its folder."""
     config, world = run.config, run.world
     num_workers = worker_count(config.efficiency.num_workers, world)
-    so_far = run.provenance.get("decode"), run.provenance.get("decode_cpu_sides", ())
+    so_far = provenance["decode"], provenance["decode_cpu_sides"]
     decoder = choose_decoder(config.efficiency.decode, dataset, world, num_workers, *so_far)
-    run.provenance |= {
+    decode = {
         "decode": "cpu" if decoder is None else decoder.library,
         "decode_cpu_sides": () if decoder is None else decoder.cpu_sides,
     }
+    run = replace(run, provenance=provenance | decode)
+    periodic = task.periodic(run)
     with ExitStack() as stack:
         with fail_together(world):
             logger = stack.enter_context(run_records(run, files))
         checkpoints = stack.enter_context(CheckpointWriter(run, logger))
+        bad_images = None
         if config.data.on_error == "skip":
-            run.bad_images = BadImages(
+            bad_images = BadImages(
                 dataset, config.data.max_bad_fraction, config.output.dir, world, run.state.step
             )
             if logger is not None:
-                run.bad_images.write()  # drops rows after the checkpoint
+                bad_images.write()  # drops rows after the checkpoint
         with training_batches(
-            dataset, run.sampler(), num_workers, world.device, run.bad_images, decoder
+            dataset, run.sampler(), num_workers, world.device, bad_images, decoder
         ) as batches:
-            if logger is not None and preview is not None:
-                logger.log_preview(preview)  # while loader processes make the first batches
-            train(run, batches, step, logger, checkpoints, periodic)
+            if logger is not None:  # while loader processes make the first batches
+                logger.log_preview(partial(task.preview, run, dataset))
+            train(run, batches, task.loss, logger, checkpoints, periodic, bad_images)
             if run.state.step == run.plan.steps:
-                finish(logger)
+                task.finish(run, logger)
     distributed.barrier(world)
 
 

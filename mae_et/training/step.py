@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial, reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,34 +17,32 @@ from mae_et.data.batch import AnyBatch
 from mae_et.training.nonfinite import nonfinite_with, skip_update_unless_finite
 from mae_et.training.run import Run
 
+Loss = Callable[[Run, PlannedStage, Any, int], Tensor]
+"""Mean loss [] of a micro-batch, the n-th of its step from 0: `Task.loss`."""
 
-def update(
-    run: Run,
-    stage: PlannedStage,
-    batches: Iterable[AnyBatch],
-    loss_of: Callable[[AnyBatch], Tensor],
+
+def train_step(
+    run: Run, stage: PlannedStage, batches: Iterable[AnyBatch], loss_of: Loss
 ) -> tuple[Tensor, Tensor]:
     """Take one optimizer step on the mean loss of a step's micro-batches.
 
     With `optim.max_skipped_updates` the update is skipped if the loss or the norm is not finite.
-    Nothing here waits for the device. `loss_of` moves a micro-batch to the device and returns its
-    mean loss [].
+    Nothing here waits for the device.
 
     Returns:
         The loss [] and the gradient norm [] before clipping, on the device.
     """
     state, accumulation = run.state, run.accumulation(stage)
-    skips = run.config.optim.max_skipped_updates > 0
-    work = partial(_pass, loss_of, accumulation, state.scaler, skips)
     losses: list[Tensor] = []
-    for number, batch in enumerate(batches, start=1):
+    for number, batch in enumerate(batches):
         # Ranks exchange gradients once per step, with the last micro-batch. Sharded models exchange
         # them with each micro-batch, to keep gradients sharded; copies of them, once per step.
-        with _exchange(run.network, number == accumulation):
+        with _exchange(run.network, number == accumulation - 1):
+            work = partial(forward_backward, run, stage, loss_of, number)
             if run.graphs is None:
                 losses.append(work(batch))
             else:
-                losses.append(run.graphs(work, batch, stage.bandwidth, first=number == 1))
+                losses.append(run.graphs(work, batch, stage.bandwidth, first=number == 0))
     loss = reduce(torch.add, losses)
     if run.flat_gradients is not None:
         run.flat_gradients.average()
@@ -51,7 +50,9 @@ def update(
     norm = get_total_norm([p.grad for p in run.trained if p.grad is not None])
     if isinstance(norm, DTensor):  # sharded: each rank has a part of the sum
         norm = norm.full_tensor()
-    if skips and not state.scaler.is_enabled():  # the fp16 scaler skips updates itself
+    if (
+        run.config.optim.max_skipped_updates > 0 and not state.scaler.is_enabled()
+    ):  # the fp16 scaler skips updates itself
         skip_update_unless_finite(state.optimizer, norm)
     if run.config.optim.clip_grad is not None:
         clip_grads_with_norm_(run.trained, run.config.optim.clip_grad, norm)
@@ -61,19 +62,17 @@ def update(
     return loss, norm
 
 
-def _pass(
-    loss_of: Callable[[AnyBatch], Tensor],
-    accumulation: int,
-    scaler: torch.amp.GradScaler,
-    skips: bool,
-    batch: AnyBatch,
+def forward_backward(
+    run: Run, stage: PlannedStage, loss_of: Loss, number: int, batch: Any
 ) -> Tensor:
     """Run forward and backward on a micro-batch; return its part of the step's loss []."""
-    loss = loss_of(batch)
-    if accumulation > 1:
+    loss = loss_of(run, stage, batch, number)
+    if (accumulation := run.accumulation(stage)) > 1:
         loss = loss / accumulation
-    scaled = scaler.scale(loss)
-    (nonfinite_with(scaled, loss) if skips else scaled).backward()
+    scaled = run.state.scaler.scale(loss)
+    if run.config.optim.max_skipped_updates > 0:
+        scaled = nonfinite_with(scaled, loss)
+    scaled.backward()
     return loss.detach()
 
 

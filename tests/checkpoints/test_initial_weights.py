@@ -1,11 +1,12 @@
 """Runs that start from the weights of another model, in any layout."""
 
-import importlib
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import built
 import pytest
 import timm
 import torch
@@ -27,11 +28,9 @@ from mae_et.data.transforms import normalise
 from mae_et.io.metrics_file import read_metrics
 from mae_et.models.masking import mask_from_noise
 from mae_et.models.pos_embed import sincos_positions
+from mae_et.pretraining import Pretraining
 from mae_et.runtime import distributed
-from mae_et.training.plan import make_plan
-
-# The package names the function of the same name first.
-module = importlib.import_module("mae_et.pretraining")
+from mae_et.training.run import Run
 
 RELEASED = GOLDEN / "mae_tiny_released_format.pth"
 CPU = torch.device("cpu")
@@ -104,12 +103,12 @@ def layouts(parsed: PretrainConfig, tmp_path_factory) -> dict[str, Path]:
     }
 
 
-def build(config: PretrainConfig) -> tuple[module.Run, MaskedAutoencoder]:
-    world = distributed.initialize("cpu")
-    return module.build(config, make_plan(config, 20), world, None)
+def build(config: PretrainConfig) -> tuple[Run, Any]:
+    run = built.build(Pretraining(config), distributed.initialize("cpu"), 20)
+    return run, run.state.model
 
 
-def first_batch(run: module.Run) -> Batch:
+def first_batch(run: Run) -> Batch:
     config = run.config
     source = open_dataset(config.data, "train", config.model.channels)
     dataset = TrainDataset(
@@ -140,7 +139,7 @@ def test_a_run_starts_as_the_model_of_its_initial_weights(
         assert "encoder taken, decoder fresh (the weights have none)" in said
     else:
         expected = loaded(images, mask_from_noise(batch.noise, config.model.mask_ratio)).loss
-        assert torch.equal(module.reconstruction_loss(run, batch), expected)
+        assert torch.equal(Pretraining(config).loss(run, run.plan.stages[0], batch), expected)
         assert "encoder and decoder taken" in said
     assert len(said.splitlines()) == 1
 

@@ -67,8 +67,8 @@ def test_commands_and_exports_that_compute_nothing_import_no_pytorch(
     exports = [f"dir(__import__('{name}')) and None" for name in packages]
     exports += [f"__import__('mae_et').{name} and None" for name in ("load_config", "UserError")]
     exports.append(
-        "(lambda o, m: o.Opening('demo', m.load_config(m.PretrainConfig, ['demo']), "
-        "o.open_training_images).open_early())("
+        "(lambda o, m: o.open_early('demo', m.load_config(m.PretrainConfig, ['demo']), "
+        "o.open_training_images))("
         "__import__('mae_et.training.opening').training.opening, __import__('mae_et')) and None"
     )
     exports.append(

@@ -14,7 +14,7 @@ import torch
 from hostile import broken, changed, encoded, noise, unreadable, unusual
 from image_files import write_files, write_shard
 from PIL import Image
-from steps import before_step, signal_at
+from steps import before_step, signal_at, train_with
 
 from finetune import ClassifierConfig, classify
 from finetune.config import RecipeConfig
@@ -258,7 +258,7 @@ def test_an_interrupted_run_reports_the_same_bad_images(tiny, folders, capsys) -
     assert results["substituted"] == sum(row["substituted"] for row in rows) > 2
     first = record[0]["step"]
     with pytest.raises(Interrupted):
-        pretrain(config("parts"), step=signal_at(first + 1))
+        train_with(signal_at(first + 1), config("parts"))
     parts = pretrain(config("parts"))
     same = itemgetter("step", "loss", "substituted", "unreadable")
     assert [*map(same, read_metrics(parts))] == [*map(same, rows)]
@@ -274,7 +274,7 @@ def test_a_file_deleted_during_a_run_is_skipped_and_a_new_one_ignored(tiny, fold
 
     config = tiny(f"--data.root={folders[0]}", "--data.max_bad_fraction=0.04",
                   "--curriculum.epochs=9")  # fmt: skip
-    folder = pretrain(config, step=before_step(4, change))
+    folder = train_with(before_step(4, change), config)
     record = read_metrics(folder, RECORD)
     assert [row["sample"] for row in record] == [3]
     assert "No such file" in record[0]["reason"]

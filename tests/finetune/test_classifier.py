@@ -10,17 +10,15 @@ from unittest.mock import patch
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 from image_files import encoded, save, write_shard
 from safetensors.torch import load_file, save_file
-from steps import signal_at
+from steps import signal_at, train_with
 from timm.models import save_for_hf
 from user_errors import error_of
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.run_folder import read_classifier_config
 from finetune.training import periodic_evaluation
-from finetune.training.classifier import classifier_step
 from finetune.training.model import build_classifier
 from finetune.training.periodic_evaluation import PeriodicEvaluation
 from mae_et import Interrupted, UserError, load_config
@@ -33,7 +31,6 @@ from mae_et.data.prepare import prepare
 from mae_et.io.metrics_file import METRICS, SCORES, read_metrics
 from mae_et.io.seals import read_sealed, seal
 from mae_et.monitoring.logger import RunLogger
-from mae_et.training.step import update
 
 SMALL = """
 model: {image_size: 32, encoder_num_heads: 2}
@@ -141,14 +138,8 @@ def test_a_probe_does_not_change_the_encoder(small, encoder: Path, probe: str) -
     assert again["top1"] == results["top1"]
 
 
-def test_the_moving_average_follows_steps_of_the_users_own(small) -> None:
-    def own_step(run, stage, batches, recipe, classes):
-        def loss_of(batch):
-            return F.cross_entropy(run.network(batch.images), batch.labels)
-
-        return update(run, stage, batches, loss_of)
-
-    results = classify(small("--optim.ema=1e-9"), step=own_step)
+def test_a_moving_average_without_memory_scores_as_the_raw_weights(small) -> None:
+    results = classify(small("--optim.ema=1e-9"))
     assert results["val_loss"] == pytest.approx(results["raw_val_loss"], rel=1e-5)
 
 
@@ -165,7 +156,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(small, flag
     classify(whole)
     config = small(*flags)
     with pytest.raises(Interrupted):
-        classify(config, step=signal_at(6, step=classifier_step))
+        train_with(signal_at(6), config, classify)
     assert newest_checkpoint(config.output.dir / "checkpoints")["step"] == 7
     if config.model.checkpoint is not None:
         config.model.checkpoint.unlink()  # a resumed run does not need its starting point

@@ -8,11 +8,10 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from steps import signal_at
+from steps import signal_at, train_with
 
 from finetune import ClassifierConfig, classify
 from finetune.config import NetworkConfig
-from finetune.training.classifier import classifier_step
 from finetune.training.model import build_classifier
 from finetune.training.param_groups import parameter_groups
 from finetune.training.swin import resample_table
@@ -144,7 +143,7 @@ def test_a_run_resumes_exactly_across_a_change_of_windows(tmp_path: Path, monkey
 
     classify(config("whole"))
     with pytest.raises(Interrupted):
-        classify(config("stopped"), step=signal_at(1, step=classifier_step))
+        train_with(signal_at(1), config("stopped"), classify)
     results = classify(config("stopped"))
     assert [stage["bandwidth"] for stage in results["stages"]] == [32, 64]
     whole, stopped = (

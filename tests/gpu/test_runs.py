@@ -16,12 +16,13 @@ from ranks import run as run_ranks
 from torch import Tensor, nn
 
 from finetune import ClassifierConfig, classify
-from mae_et import load_config, pretrain, pretraining
+from mae_et import load_config, pretrain
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.curriculum.plan import PlannedStage
 from mae_et.data.batch import Batch
 from mae_et.io.metrics_file import read_metrics
 from mae_et.runtime.distributed import DistributedContext
+from mae_et.training import loop
 from mae_et.training.efficiency.compile import compiler_fault
 from mae_et.training.efficiency.cuda_graphs import GraphedPasses
 from mae_et.training.efficiency.flat_gradients import FlatGradients
@@ -83,9 +84,9 @@ def test_a_step_does_not_wait_for_the_gpu(
     tiny, device: torch.device, monkeypatch, graphs: str
 ) -> None:
     """PyTorch raises where the host would; a bandwidth's first step allocates, or captures."""
-    usual, steps = pretraining.update, Counter[int]()
+    usual, steps = loop.train_step, Counter[int]()
 
-    def update(run: Run, stage: PlannedStage, batches: Iterable[Batch], *rest: Any) -> Any:
+    def train_step(run: Run, stage: PlannedStage, batches: Iterable[Batch], *rest: Any) -> Any:
         loaded = list(batches)
         steps[stage.bandwidth] += 1
         raises = device.type == "cuda" and steps[stage.bandwidth] > 1
@@ -97,7 +98,7 @@ def test_a_step_does_not_wait_for_the_gpu(
             if raises:
                 torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(pretraining, "update", update)
+    monkeypatch.setattr(loop, "train_step", train_step)
     given = {"device": device.type, "precision": "bf16", "micro_batch": 6, "cuda_graphs": graphs}
     flags = [f"--efficiency.{name}={value}" for name, value in given.items()]
     pretrain(tiny(*QUIET, *flags, "--optim.clip_grad=1", "--optim.max_skipped_updates=3"))

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from processes import exit_code
-from steps import before_step
+from steps import before_step, train_with
 
 from mae_et import PretrainConfig, pretrain
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
 from mae_et.io.metrics_file import read_metrics
-from mae_et.pretraining import train_step
 from mae_et.training import loop
+from mae_et.training.step import train_step
 
 FORK = multiprocessing.get_context("fork")
 
@@ -39,7 +39,7 @@ def run_until(config: PretrainConfig, step: int, saving: bool = False) -> None:
                 real(checkpoints, *rest, **more)
 
             loop.save = save
-        pretrain(config, step=train_step if saving else before_step(step, kill))
+        train_with(train_step if saving else before_step(step, kill), config)
 
     process = FORK.Process(target=target)
     process.start()

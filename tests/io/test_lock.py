@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from steps import before_step
+from steps import before_step, train_with
 
 from mae_et import UserError, pretrain
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
@@ -158,7 +158,7 @@ def test_run_ends_at_the_next_write_to_a_folder_that_went_away(
     config = tiny("--output.tensorboard=false")
     folder = config.output.dir
     with pytest.raises(RunFailed, match="was deleted, moved, replaced or truncated while this"):
-        pretrain(config, step=before_step(7, lambda: change(folder)))
+        train_with(before_step(7, lambda: change(folder)), config)
     assert not (folder / "results.json").exists()
     steps = [checkpoint_step(path) for path in list_checkpoints(folder / "checkpoints")]
     assert steps == ([] if change in FOLDER_CHANGES else [5])
@@ -171,4 +171,4 @@ def test_move_is_named_where_closing_tensorboard_fails_of_it_too(tiny, monkeypat
     monkeypatch.setattr(RunLogger, "close", close)
     config = tiny("--output.tensorboard=false")
     with pytest.raises(RunFailed, match="was deleted, moved, replaced or truncated while this"):
-        pretrain(config, step=before_step(7, lambda: move(config.output.dir)))
+        train_with(before_step(7, lambda: move(config.output.dir)), config)

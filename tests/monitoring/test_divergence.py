@@ -3,11 +3,12 @@
 import json
 
 import pytest
+from steps import train_with
 
 from mae_et import pretrain
 from mae_et.io.metrics_file import read_metrics
 from mae_et.monitoring.divergence import FEWEST, RECENT, has_diverged, is_spike
-from mae_et.pretraining import train_step
+from mae_et.training.step import train_step
 
 
 def rows(losses, stage: int = 0) -> list[dict]:
@@ -46,11 +47,8 @@ def test_a_spike_is_marked_in_the_record_and_in_tensorboard(tiny) -> None:
         loss, norm = train_step(run, *rest)
         return (loss * 3 if run.state.step == 19 else loss), norm
 
-    folder = pretrain(
-        tiny("--output.log_every=1", "--curriculum.epochs=9", "--curriculum.preset=constant",
-             "--curriculum.stages=[]"),
-        step=leaping,
-    )  # fmt: skip
+    flags = ["--output.log_every=1", "--curriculum.epochs=9", "--curriculum.preset=constant"]
+    folder = train_with(leaping, tiny(*flags, "--curriculum.stages=[]"))
     assert [row["step"] for row in read_metrics(folder) if row["spike"]] == [20]
     assert json.loads((folder / "results.json").read_text())["loss_spikes"] == 1
     events = EventAccumulator(str(folder)).Reload()

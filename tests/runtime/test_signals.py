@@ -100,7 +100,7 @@ def test_signal_swallowed_by_an_import_stops_the_command_that_follows() -> None:
         (signal.SIGTERM, "mae_et.runtime.distributed.initialize", 143),
         (signal.SIGUSR2, "mae_et.training.opening.open_dataset", 140),
         (signal.SIGINT, "mae_et.training.build.fit_micro_batch", 130),
-        (signal.SIGTERM, "mae_et.pretraining.train_step", 143),  # the first: it may compile
+        (signal.SIGTERM, "mae_et.training.loop.train_step", 143),  # the first: it may compile
         (signal.SIGTERM, "mae_et.pretraining.write_results", 143),
     ],
 )

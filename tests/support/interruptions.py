@@ -9,15 +9,14 @@ from typing import Any
 
 import torch
 from processes import exit_code
-from steps import wait_for_checkpoint
+from steps import train_with, wait_for_checkpoint
 
 from finetune import classify
-from finetune.training.classifier import classifier_step
 from mae_et import pretrain
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import Interrupted
-from mae_et.pretraining import train_step
 from mae_et.training import loop
+from mae_et.training.step import train_step
 
 FORK = multiprocessing.get_context("fork")
 
@@ -33,14 +32,13 @@ ENDS = (
 
 def run_until(config: Any, notes: Path, end: tuple[int, str, signal.Signals] | None) -> None:
     """Train in a process of its own, record each step, and interrupt it at a given place."""
-    pretrains = isinstance(config, PretrainConfig)
-    trains, real_step = (pretrain, train_step) if pretrains else (classify, classifier_step)
+    trains = pretrain if isinstance(config, PretrainConfig) else classify
 
     def target() -> None:
         torch.set_num_threads(1)
         real_save = loop.save
 
-        def step(run, stage, batches, **more):
+        def step(run, stage, *rest):
             optimizer = run.state.optimizer.param_groups[0]
             fact = {
                 "step": run.state.step,
@@ -51,7 +49,7 @@ def run_until(config: Any, notes: Path, end: tuple[int, str, signal.Signals] | N
             if end is not None and end[1] == "step" and fact["step"] == end[0]:
                 wait_for_checkpoint(run)
                 os.kill(os.getpid(), end[2])
-            loss, norm = real_step(run, stage, batches, **more)
+            loss, norm = train_step(run, stage, *rest)
             with notes.open("a") as file:
                 file.write(json.dumps(fact | {"loss": loss.item(), "norm": norm.item()}) + "\n")
             return loss, norm
@@ -63,7 +61,7 @@ def run_until(config: Any, notes: Path, end: tuple[int, str, signal.Signals] | N
 
         loop.save = save
         try:
-            trains(config, step=step)
+            train_with(step, config, trains)
         except Interrupted:
             os._exit(0)
 

@@ -1,4 +1,4 @@
-"""Training steps that act before an update, for `pretrain(config, step=...)` and `classify`."""
+"""Training steps that act before an update, and runs that take them."""
 
 import os
 import signal
@@ -6,8 +6,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+from mae_et import pretrain
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
-from mae_et.pretraining import train_step
+from mae_et.training import loop
+from mae_et.training.step import train_step
+
+
+def train_with(step: Callable, config: Any, trains: Callable = pretrain, **more: Any) -> Any:
+    """Train a config with another function in place of `train_step`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train_step", step)
+        return trains(config, **more)
 
 
 def wait_for_checkpoint(run: Any, seconds: float = 10.0) -> None:
@@ -23,20 +34,18 @@ def wait_for_checkpoint(run: Any, seconds: float = 10.0) -> None:
         seconds -= 0.01
 
 
-def before_step(number: int, act: Callable[[], Any], step: Callable = train_step) -> Callable:
+def before_step(number: int, act: Callable[[], Any]) -> Callable:
     """Return a training step that first calls `act` where `number` updates are done."""
 
-    def acting(run, *rest, **keywords):
+    def acting(run, *rest):
         if run.state.step == number:
             wait_for_checkpoint(run)
             act()
-        return step(run, *rest, **keywords)
+        return train_step(run, *rest)
 
     return acting
 
 
-def signal_at(
-    number: int, signum: signal.Signals = signal.SIGTERM, step: Callable = train_step
-) -> Callable:
+def signal_at(number: int, signum: signal.Signals = signal.SIGTERM) -> Callable:
     """Return a training step that signals its own process where `number` updates are done."""
-    return before_step(number, lambda: os.kill(os.getpid(), signum), step)
+    return before_step(number, lambda: os.kill(os.getpid(), signum))

@@ -14,19 +14,19 @@ from typing import Any
 import pytest
 import torch
 from processes import exit_code
-from steps import signal_at
+from steps import signal_at, train_with
 from train_state import state
 
 from mae_et import Interrupted, PretrainConfig, RunFailed, pretrain
 from mae_et.checkpoints.store import list_checkpoints, load_checkpoint, newest_checkpoint
 from mae_et.config.schema import OutputConfig
 from mae_et.io.metrics_file import read_metrics
-from mae_et.pretraining import train_step
 from mae_et.runtime import watchdog
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training import checkpoint_writer, host_copy
 from mae_et.training.checkpoint_writer import CheckpointWriter
 from mae_et.training.host_copy import HostCopy
+from mae_et.training.step import train_step
 
 FORK = multiprocessing.get_context("fork")
 LOGGER: Any = SimpleNamespace(flush=lambda: None, check_lock=lambda: None)
@@ -189,7 +189,7 @@ def test_a_run_ends_at_the_step_after_a_write_that_failed(tiny, monkeypatch) -> 
 
     monkeypatch.setattr(checkpoint_writer, "save_checkpoint", full_disk)
     with pytest.raises(RunFailed, match="No space left on device; what was saved is kept"):
-        pretrain(tiny(), step=step)
+        train_with(step, tiny())
     assert trained[-1] == 5
     assert not (tiny().output.dir / "results.json").exists()
 
@@ -216,7 +216,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before_it(tiny, tra
             return train_step(run, *rest)
 
         torch.save = half
-        pretrain(config, step=step)
+        train_with(step, config)
 
     process = FORK.Process(target=target)
     process.start()
@@ -260,7 +260,7 @@ def test_a_write_that_hangs_ends_the_run_where_the_next_one_waits_for_it(tiny) -
 def test_a_stop_signal_saves_after_the_write_in_progress(tiny, gate) -> None:
     threading.Timer(1.0, gate.opened.set).start()
     with pytest.raises(Interrupted):
-        pretrain(tiny(), step=signal_at(5))
+        train_with(signal_at(5), tiny())
     assert gate.steps == [5, 6]
     assert steps_in(tiny().output.dir) == [5, 6]
 

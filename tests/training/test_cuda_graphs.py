@@ -287,7 +287,7 @@ def test_passes_are_replayed_where_each_does_the_same_work_on_a_gpu() -> None:
     required = EfficiencyConfig(cuda_graphs=True)
     with pytest.raises(UserError, match="needs a GPU"):
         should_replay(required, torch.device("cpu"), static=True)
-    with pytest.raises(UserError, match="only for pre-training with its own step"):
+    with pytest.raises(UserError, match="only for pre-training"):
         should_replay(required, GPU, static=False)
 
 

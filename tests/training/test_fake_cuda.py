@@ -10,25 +10,24 @@ from typing import Any
 
 import pytest
 import torch
+from built import build
 from ranks import CLASSIFIER
 from tiny_run import config_in
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from finetune.config import ClassifierConfig
-from finetune.training import classifier
-from finetune.training.model import build_classifier
-from finetune.training.plan import make_plan as make_classifier_plan
+from finetune.training.classifier import Classification
 from finetune.training.transforms import LabelledBatch
-from mae_et import pretraining
 from mae_et.config.files import load_config
 from mae_et.data.batch import black_batch
 from mae_et.data.device.decode_ahead import DeviceDecoder
 from mae_et.data.device.encoded import FilePlace, PackedBatch
+from mae_et.pretraining import Pretraining
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.metrics import MetricsWindow
-from mae_et.training.plan import make_plan
 from mae_et.training.run import Run
+from mae_et.training.step import train_step
 
 GPU = DistributedContext(0, 1, torch.device("cuda", 0))
 FAKE = FakeTensorMode()  # one for all tests: what is cached for the device belongs to it
@@ -94,12 +93,13 @@ def test_a_step_of_pre_training(tmp_path: Path, flags: list[str]) -> None:
     fixed = ("--efficiency.micro_batch=6", "--efficiency.device=auto", "--model.encoder_depth=1",
              "--efficiency.cuda_graphs=false")  # fmt: skip
     config = config_in(tmp_path, *fixed, *flags)
-    plan = make_plan(config, 40)
-    run, _ = pretraining.build(config, plan, GPU, None)
+    task = Pretraining(config)
+    run = build(task, GPU)
+    plan = run.plan
     with FAKE:
         batch: Any = black_batch(config.model, plan.stages[0], 6)
         batch = batch._replace(stage=[0])  # which the host knows
-        check(run, *pretraining.train_step(run, plan.stages[0], [batch, batch]))
+        check(run, *train_step(run, plan.stages[0], [batch, batch], task.loss))
 
 
 @pytest.mark.parametrize(
@@ -113,13 +113,12 @@ def test_a_step_of_a_classifier(tmp_path: Path, flags: list[str]) -> None:
     (tmp_path / "recipe.yaml").write_text(CLASSIFIER)
     fixed = (f"--output.dir={tmp_path}", "--efficiency.device=auto")
     config = load_config(ClassifierConfig, [tmp_path / "recipe.yaml"], [*fixed, *flags])
-    network = build_classifier(config.model, 5)
-    plan = make_classifier_plan(config, network, 40)
-    run = classifier.build(config, network, plan, GPU, None)
+    task = Classification(config)
+    run = build(task, GPU)
     with FAKE:
         labels = torch.zeros(8, dtype=torch.int64)
         batch: Any = LabelledBatch(torch.zeros(8, 3, 32, 32), labels, [0])  # type: ignore[arg-type]
-        check(run, *classifier.classifier_step(run, plan.stages[0], [batch], config.recipe, 5))
+        check(run, *train_step(run, run.plan.stages[0], [batch], task.loss))
 
 
 @pytest.fixture

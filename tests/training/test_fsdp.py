@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from built import build
 from ranks import run
 from small_mae import small
 from timm.models.vision_transformer import Block
@@ -16,9 +17,10 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mae_et import UserError, mask_from_noise, pretrain, pretraining
+from mae_et import UserError, mask_from_noise, pretrain
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.io.metrics_file import SCORES, read_metrics
+from mae_et.pretraining import Pretraining
 from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
@@ -33,7 +35,6 @@ from mae_et.training.efficiency.fsdp import (
     ranks_per_node,
     shard,
 )
-from mae_et.training.plan import make_plan
 from mae_et.training.reconstructions import gather_model
 
 WORLD = DistributedContext(0, 1, torch.device("cpu"))
@@ -267,15 +268,17 @@ def test_a_sharded_model_is_gathered_on_the_cpu(tiny, monkeypatch) -> None:
     """`meta` stands for a GPU that cannot hold it; auto alone, which tries the whole, needs it."""
     two, seen = DistributedContext(0, 2, torch.device("meta")), []
     monkeypatch.setattr(building, "check_same_start", lambda *_: None)
-    monkeypatch.setattr(building, "fit_micro_batch", lambda *_: None)
+    monkeypatch.setattr(building, "fit_micro_batch", lambda run, *_: run.micro_batch)
     device_of = lambda model: next(model.parameters()).device.type  # noqa: E731
     monkeypatch.setattr(building, "shard", lambda model, *_, **__: seen.append(device_of(model)))
     for flags in ([], ["--efficiency.micro_batch=auto"]):
         config = tiny(SHARDED, *flags)
-        run, model = pretraining.build(config, make_plan(config, 40), two, None)
+        run = build(Pretraining(config), two)
     assert seen == ["cpu", "meta"]
-    whole = {name: torch.ones_like(t, device="cpu") for name, t in model.state_dict().items()}
+    whole = {
+        name: torch.ones_like(t, device="cpu") for name, t in run.state.model.state_dict().items()
+    }
     monkeypatch.setattr(reconstructions, "full_state_dict", lambda _: whole)
-    gathered = gather_model(run, model)
+    gathered = gather_model(run)
     assert all(torch.equal(gathered.state_dict()[name], t) for name, t in whole.items())
     assert {p.device.type for p in gathered.parameters()} == {"cpu"}

@@ -15,7 +15,7 @@ from mae_et.training import build as building
 from mae_et.training.build import wrap
 from mae_et.training.run import Run
 from mae_et.training.state import TrainState
-from mae_et.training.step import update
+from mae_et.training.step import train_step
 
 PLAN = Curriculum((Stage(16, 1), Stage(32, 1)), 32, 16).plan(6, 40, 12)
 WORLD = DistributedContext(0, 1, torch.device("cpu"))
@@ -43,12 +43,13 @@ def test_gradients_are_exchanged_with_the_last_micro_batch_of_a_step_only(
     config = SimpleNamespace(optim=optim, efficiency=EfficiencyConfig())
     run = Run(config, PLAN, WORLD, state, network, None, dict.fromkeys((16, 32), 12 // parts))
 
-    def loss_of(number: int):
+    def loss_of(*given: Any):
+        number = given[2]
         seen.append(number)
         return network(torch.ones(2, 3)).mean()
 
     for _ in range(2):
-        update(run, PLAN.stages[0], range(1, parts + 1), loss_of)
+        train_step(run, PLAN.stages[0], range(1, parts + 1), loss_of)
     assert exchanged == [parts, parts]
 
 
@@ -70,7 +71,7 @@ def test_a_non_finite_loss_reaches_the_other_ranks_with_the_gradients(alone_in_a
     optim = SimpleNamespace(clip_grad=None, max_skipped_updates=1)
     config = SimpleNamespace(optim=optim, efficiency=EfficiencyConfig())
     run = Run(config, PLAN, WORLD, state, network, None, dict.fromkeys((16, 32), 12))
-    update(run, PLAN.stages[0], [0], lambda _: network(torch.ones(2, 3)).mean() + torch.inf)
+    train_step(run, PLAN.stages[0], [0], lambda *_: network(torch.ones(2, 3)).mean() + torch.inf)
     assert exchanged[0].isnan().all()
 
 
@@ -88,7 +89,8 @@ def test_the_graph_is_static_only_where_no_stage_accumulates(
     two = DistributedContext(0, 2, torch.device("cpu"))  # its share of 12 images is 6
     config, model = SimpleNamespace(efficiency=efficiency), nn.Linear(3, 1)
     state: Any = None  # not read
-    network = wrap(Run(config, PLAN, two, state, model, None, dict.fromkeys((16, 32), micro_batch)))
+    run = Run(config, PLAN, two, state, model, None, dict.fromkeys((16, 32), micro_batch))
+    network = wrap(run).network
     assert isinstance(network, DistributedDataParallel)
     assert network.static_graph is static
     assert network.gradient_as_bucket_view

@@ -1,30 +1,33 @@
 """The largest micro-batches that fit in memory are chosen, kept and lowered."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
+from built import build
 from hypothesis import given
 from hypothesis import strategies as st
 from ranks import CLASSIFIER
 
 from finetune.config import ClassifierConfig
-from finetune.training.classifier import build as build_classifier_run
-from finetune.training.model import build_classifier
-from finetune.training.plan import make_plan
+from finetune.training.classifier import Classification
 from mae_et import RunFailed, pretrain, pretraining
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.config.files import load_config
 from mae_et.data.device import decode_ahead, memory_ahead
+from mae_et.pretraining import Pretraining
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training import build as building
+from mae_et.training.build import build_run
 from mae_et.training.efficiency import memory, micro_batch
+from mae_et.training.efficiency.cuda_graphs import GraphedPasses
 from mae_et.training.efficiency.memory import peak_of
 from mae_et.training.efficiency.micro_batch import largest_part
-from mae_et.training.plan import make_plan as make_pretraining_plan
+from mae_et.training.run import Run
 
 WORLD = DistributedContext(0, 1, torch.device("cpu"))
 
@@ -95,17 +98,18 @@ def test_a_resumed_run_keeps_its_micro_batches_or_lowers_those_that_do_not_fit_n
         torch.testing.assert_close(resumed["model"][name], weight, **tolerance)
 
 
-def built(tiny) -> pretraining.Run:
-    config = tiny("--efficiency.micro_batch=auto")
-    return pretraining.build(config, make_pretraining_plan(config, 40), WORLD, None)[0]
+def fitted(tiny) -> tuple[Run, micro_batch.Attempt]:
+    """Return a run with micro-batches that fit, and its dry pass."""
+    task = Pretraining(tiny("--efficiency.micro_batch=auto"))
+    run = build(task)
+    return run, partial(task.dry_pass, run)
 
 
 def test_kept_micro_batches_are_tried_against_any_memory_and_any_share(tiny, monkeypatch) -> None:
-    run = built(tiny)
-    attempt = partial(pretraining.dry_pass, run)
+    run, attempt = fitted(tiny)
     odd = dict.fromkeys((16, 24, 32), 7)  # of another number of ranks: 7 do not divide 12 images
-    micro_batch.fit_micro_batch(run, {"micro_batch": odd}, attempt)
-    assert (run.micro_batch[32], run.state.micro_batch) == (6, odd)
+    sizes = micro_batch.fit_micro_batch(run, {"micro_batch": odd}, attempt)
+    assert (sizes[32], run.state.micro_batch) == (6, odd)
     large = dict.fromkeys((16, 24, 32), 10**9)
     monkeypatch.setattr(micro_batch, "peak_of", lambda *_: None)  # memory runs out in every pass
     with pytest.raises(RunFailed, match="at bandwidth 16 the smallest micro-batch does not"):
@@ -118,8 +122,8 @@ def test_kept_micro_batches_are_tried_against_any_memory_and_any_share(tiny, mon
 
 
 def test_kept_micro_batches_leave_half_the_margin_of_new_ones(tiny, monkeypatch) -> None:
-    run = built(tiny)
-    attempt, kept = partial(pretraining.dry_pass, run), dict.fromkeys((16, 24, 32), 12)
+    run, attempt = fitted(tiny)
+    kept = dict.fromkeys((16, 24, 32), 12)
     with memory.without_trace(run.network):
         most = max(micro_batch._peak(run, attempt, *each) for each in kept.items())
     needed = most + micro_batch.optimizer_bytes(run)
@@ -130,11 +134,11 @@ def test_kept_micro_batches_leave_half_the_margin_of_new_ones(tiny, monkeypatch)
 
 
 def test_only_buckets_of_several_ranks_take_memory_beside_the_gradients(tiny) -> None:
-    run = built(tiny)
+    run, _ = fitted(tiny)
     alone = micro_batch.optimizer_bytes(run)
-    run.world = DistributedContext(0, 2, WORLD.device)
+    run = replace(run, world=DistributedContext(0, 2, WORLD.device))
     assert micro_batch.optimizer_bytes(run) == alone / 3 * 4
-    run.replays = True
+    run = replace(run, graphs=GraphedPasses(run.trained))
     assert micro_batch.optimizer_bytes(run) == alone
 
 
@@ -148,16 +152,14 @@ def test_a_pass_is_measured_beside_what_loading_holds(tiny, monkeypatch) -> None
     ):  # fmt: skip
         with memory_ahead.memory_ahead(requested, images, device, 5) as held:
             assert sum(tensor.nbytes for tensor in held) == expected
-    config = tiny()
-    run, _ = pretraining.build(config, make_pretraining_plan(config, 40), WORLD, None)
+    task = Pretraining(tiny())
+    run = build(task)
     peaks = []
     for size in (0, 0, 10**7):  # after a first pass, which allocates gradients
         monkeypatch.setattr(
             pretraining, "memory_ahead", lambda *_, n=size: nullcontext(torch.empty(n))
         )
-        peaks.append(
-            peak_of(lambda: pretraining.dry_pass(run, run.plan.stages[0], 2), WORLD.device)
-        )
+        peaks.append(peak_of(lambda: task.dry_pass(run, run.plan.stages[0], 2), WORLD.device))
     assert peaks[2] - peaks[1] == 4 * 10**7
 
 
@@ -165,7 +167,7 @@ def test_sizes_measured_beside_other_processes_are_not_kept(tiny, monkeypatch, c
     """As after a quick restart: a later start would wrongly take them for all that fits."""
     monkeypatch.setattr(micro_batch, "wait_for_other_processes", lambda _: True)
     monkeypatch.setattr(micro_batch, "available_memory", lambda _: int(1.235 * 2**20))
-    run = built(tiny)
+    run, _ = fitted(tiny)
     assert run.micro_batch[32] < 12
     assert run.state.micro_batch is None
     assert "micro-batches that fit now are not kept" in capsys.readouterr().err
@@ -179,11 +181,11 @@ def test_fitted_micro_batches_of_batch_norm_classifiers_are_even(tmp_path, monke
     found = []
     for mebibytes in (4096, 75):
         monkeypatch.setattr(micro_batch, "available_memory", lambda _, m=mebibytes: m * 2**20)
-        network = build_classifier(config.model, 10)
+        task = Classification(config)
+        network, _ = task.build_model(None, WORLD)
         network.train()
         before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        plan = make_plan(config, network, 40)
-        run = build_classifier_run(config, network, plan, WORLD, None)
+        run = build_run(task, network, task.make_plan(network, 40), WORLD)
         assert all(torch.equal(before[n], tensor) for n, tensor in network.state_dict().items())
         found.append(run.micro_batch[32])
     assert found == [8, 4]
@@ -195,8 +197,8 @@ def test_ranks_agree_on_the_smallest_micro_batch(tiny, monkeypatch) -> None:
     monkeypatch.setattr(distributed, "any_rank", lambda flag, _: flag)
     monkeypatch.setattr(dist, "all_reduce", lambda sizes, op: sizes.clamp_(max=3))
     monkeypatch.setattr(building, "check_same_start", lambda *_: None)
-    monkeypatch.setattr(building, "wrap", lambda run: run.network)
-    run, _ = pretraining.build(config, make_pretraining_plan(config, 40), two, None)
+    monkeypatch.setattr(building, "wrap", lambda run: run)
+    run = build(Pretraining(config), two)
     assert run.state.micro_batch == {16: 3, 24: 3, 32: 3}
     assert run.micro_batch[32] == 3
     assert run.accumulation(run.plan.stages[0]) == 2

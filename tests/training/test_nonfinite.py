@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steps import signal_at
+from steps import signal_at, train_with
 from torch import nn
 
 from finetune import ClassifierConfig
@@ -21,13 +21,12 @@ from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.curriculum.schedule import Curriculum
 from mae_et.errors import Diverged
 from mae_et.io.metrics_file import read_metrics
-from mae_et.pretraining import train_step
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training import metrics
 from mae_et.training.nonfinite import SCALER_PATIENCE, NonFinite, check_state
 from mae_et.training.run import Run
 from mae_et.training.state import TrainState
-from mae_et.training.step import update
+from mae_et.training.step import train_step
 
 CPU = torch.device("cpu")
 
@@ -53,7 +52,7 @@ def weights_at(folder, step: int) -> dict:
 def test_the_error_names_the_step_and_keeps_the_checkpoint_before_it(tiny) -> None:
     """Also where a row is far behind: at step 9 of rows at 2, 4, 5, 6, 8 and 10."""
     with pytest.raises(Diverged, match=r"^the loss became nan at step 9; the last good checkpoint"):
-        pretrain(tiny(), step=poisoned(9))
+        train_with(poisoned(9), tiny())
     saved = newest_checkpoint(tiny().output.dir / "checkpoints")
     assert saved["step"] == 5
     assert all(weight.isfinite().all() for weight in saved["model"].values())
@@ -68,7 +67,7 @@ def test_a_non_finite_gradient_between_log_steps_is_reported_at_its_step(tiny) -
         return loss, norm * math.inf if run.state.step == 1 else norm
 
     with pytest.raises(Diverged, match=r"gradient's norm became inf at step 2"):
-        pretrain(tiny("--output.log_every=5", "--optim.max_skipped_updates=0"), step=step)
+        train_with(step, tiny("--output.log_every=5", "--optim.max_skipped_updates=0"))
 
 
 @pytest.mark.parametrize(
@@ -78,13 +77,12 @@ def test_a_skipped_update_leaves_weights_and_moments_unchanged(
     tiny, precision: str, clip: list[str]
 ) -> None:
     """Bit for bit, Adam's step count included; the run continues and reports the number skipped."""
-    folder = pretrain(
-        tiny("--optim.max_skipped_updates=1", "--output.checkpoint_every=1",
-             "--output.keep_last=30", "--output.log_every=1",
-             f"--efficiency.precision={precision}", *clip,
-             "--curriculum.epochs=1.2"),
-        step=poisoned(3),
+    config = tiny(
+        "--optim.max_skipped_updates=1", "--output.checkpoint_every=1", "--output.keep_last=30",
+        "--output.log_every=1", f"--efficiency.precision={precision}", *clip,
+        "--curriculum.epochs=1.2",
     )  # fmt: skip
+    folder = train_with(poisoned(3), config)
     rows, results = read_metrics(folder), json.loads((folder / "results.json").read_text())
     assert [row["skipped_updates"] for row in rows] == [int(row["step"] == 3) for row in rows]
     assert results["skipped_updates"] == 1
@@ -114,8 +112,8 @@ def test_a_non_finite_loss_over_a_finite_gradient_skips_the_update(
     plan = Curriculum.preset("constant", 32, 8).plan(1, 12, 12)
     run = Run(config, plan, DistributedContext(0, 1, CPU), state, model, None, {32: 12})
     for lost in (True, False):
-        loss, norm = update(
-            run, plan.stages[0], [0], lambda _, lost=lost: model(torch.ones(2, 3)).sum()
+        loss, norm = train_step(
+            run, plan.stages[0], [0], lambda *_, lost=lost: model(torch.ones(2, 3)).sum()
             + (value if lost else 0.0)
         )  # fmt: skip
         assert loss.isfinite().item() is norm.isfinite().item() is not lost
@@ -126,7 +124,7 @@ def test_more_skipped_updates_in_a_row_than_allowed_stop_the_run(tiny) -> None:
     """Two and two with one between are borne with a bound of two; three are not."""
     config = tiny("--optim.max_skipped_updates=2")
     with pytest.raises(Diverged, match=r"the loss became nan .*for 3 updates in a row"):
-        pretrain(config, step=poisoned(2, 3, 5, 6, 8, 9, 10))
+        train_with(poisoned(2, 3, 5, 6, 8, 9, 10), config)
     assert [row["skipped_updates"] for row in read_metrics(config.output.dir)] == [1, 1, 1, 1, 1]
     saved = newest_checkpoint(config.output.dir / "checkpoints")
     assert saved["step"] == 5
@@ -157,7 +155,7 @@ def test_non_finite_weights_after_a_finite_gradient_are_not_saved(tiny) -> None:
 
     config = tiny()
     with pytest.raises(Diverged, match=r"is not finite after step 10; it is not saved"):
-        pretrain(config, step=ruined)
+        train_with(ruined, config)
     folder = config.output.dir / "checkpoints"
     assert [path.name[-6:-3] for path in list_checkpoints(folder)] == ["005"]
 
@@ -231,7 +229,7 @@ def test_a_resumed_fp16_run_finds_the_same_scale(tiny, restless_scaler) -> None:
     assert 0 < sum(skipped_updates[20:]) < 5
     for stop in (7, 23):
         with pytest.raises(Interrupted):
-            pretrain(tiny(*flags), step=signal_at(stop - 1))
+            train_with(signal_at(stop - 1), tiny(*flags))
         saved = newest_checkpoint(tiny().output.dir / "checkpoints")
         assert saved["step"] == stop
         assert saved["scaler"]["scale"] < 2.0**40
@@ -253,7 +251,7 @@ def test_a_scaler_that_finds_no_scale_stops_the_run(tiny) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "SCALER_PATIENCE", 12)
         with pytest.raises(Diverged, match=r"gradient's norm became inf.*13 updates in a row"):
-            pretrain(tiny("--efficiency.precision=fp16", "--output.log_every=1"), step=overflowing)
+            train_with(overflowing, tiny("--efficiency.precision=fp16", "--output.log_every=1"))
 
 
 def test_an_overflowing_learning_rate_is_one_error_sentence(tiny) -> None:

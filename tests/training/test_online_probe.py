@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from steps import train_with
 from tiny_run import config_in
 
 from finetune import ProbeConfig, score_encoder
@@ -24,9 +25,9 @@ from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.figures import results_table, standard_error
 from mae_et.monitoring.probes import MEASURES, PROBED_IMAGES
 from mae_et.monitoring.terminal import Terminal
-from mae_et.pretraining import train_step
 from mae_et.training import online_probe
 from mae_et.training.online_probe import affordable_images, measure
+from mae_et.training.step import train_step
 
 # Of all images: three probes of 36, at a cost that the run can afford.
 PLAIN = (
@@ -46,7 +47,7 @@ def watched(config: PretrainConfig) -> Path:
         facts.append([generator, run.state.model.training])
         return train_step(run, *rest)
 
-    folder = pretrain(config, step=step)
+    folder = train_with(step, config)
     (folder / "facts.json").write_text(json.dumps(facts))
     return folder
 
@@ -236,8 +237,8 @@ def test_sharded_model_is_probed_without_its_decoder(run: Path, tmp_path: Path, 
     """The decoder of the gathered copy never reaches the device; scores are the same."""
     moved = []
 
-    def gather(_, model):
-        gathered = copy.deepcopy(model)
+    def gather(run):
+        gathered = copy.deepcopy(run.state.model)
 
         def to(device):
             moved.append(gathered.decoder)
@@ -250,7 +251,7 @@ def test_sharded_model_is_probed_without_its_decoder(run: Path, tmp_path: Path, 
     probe = online_probe.OnlineProbe.do
 
     def as_if_sharded(self, logger):
-        assert self.model.decoder is not None
+        assert self.run.state.model.decoder is not None
         monkeypatch.setattr(self.run.state, "sharded", True)
         probe(self, logger)
         monkeypatch.setattr(self.run.state, "sharded", False)

@@ -6,7 +6,9 @@ import pytest
 from image_files import encoded, write_shard
 
 import mae_et
-from mae_et.training.opening import Opening, open_training_images
+from mae_et.pretraining import Pretraining
+from mae_et.training.opening import open_early, open_training_images, say_state
+from mae_et.training.session import train_run
 
 
 @pytest.fixture(autouse=True)
@@ -22,12 +24,12 @@ def block(text: str) -> dict[str, str]:
 
 def test_block_says_what_a_run_is_before_its_first_step(tiny, capfd) -> None:
     config = tiny("--efficiency.micro_batch=6")
-    opening = Opening("pretrain", config, open_training_images).open_early()
+    source = open_early("pretrain", config, open_training_images)
     head, *lines = capfd.readouterr().err.splitlines()
     assert head == f"mae-et {mae_et.__version__}: pretrain in {config.output.dir}: new"
     facts = block("\n".join(lines))
     assert facts == {"data": "synthetic, training split: 40 images, 10 classes"}
-    mae_et.pretrain(config, stop_after_step=1, opening=opening)
+    train_run(Pretraining(config, source), stop_after_step=1)
     facts = block(capfd.readouterr().err)
     assert list(facts) == ["model", "plan", "cost", "device", "passes", "curves"]
     model = mae_et.MaskedAutoencoder.from_config(config.model)
@@ -67,13 +69,13 @@ def test_other_ranks_print_nothing_and_several_ranks_say_the_rest_once_they_have
     tiny, capfd, monkeypatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    opening = Opening("pretrain", tiny(), open_training_images)
-    opening.open_early()
+    assert open_early("pretrain", tiny(), open_training_images) is None
     assert capfd.readouterr().err.count("\n") == 1
-    assert opening.data
+    assert open_training_images(tiny())
     assert list(block(capfd.readouterr().err)) == ["data"]
     monkeypatch.setenv("RANK", "1")
-    assert Opening("pretrain", tiny(), open_training_images).data
+    assert not say_state("pretrain", tiny())
+    assert open_training_images(tiny())
     assert not capfd.readouterr().err
 
 

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from steps import signal_at, wait_for_checkpoint
+from steps import signal_at, train_with, wait_for_checkpoint
 from tiny_run import GOLDEN, IMAGES
 
 from mae_et import Interrupted, UserError, pretrain
@@ -150,7 +150,7 @@ def test_a_run_may_resume_in_another_precision(tiny) -> None:
             assert (pretrain(config) / "results.json").exists()
             return
         with pytest.raises(Interrupted):
-            pretrain(config, step=signal_at(stop - 1, signal.SIGUSR2))
+            train_with(signal_at(stop - 1, signal.SIGUSR2), config)
 
 
 @pytest.mark.parametrize("failure", ["unreadable", "interrupted"])
@@ -161,7 +161,7 @@ def test_loader_processes_end_with_a_failed_run(tiny, monkeypatch, failure: str)
         monkeypatch.setattr(synthetic, "render", lambda *_: 1 / 0)
     error: type[BaseException] = Interrupted if failure == "interrupted" else Exception
     with pytest.raises(error) as caught:
-        pretrain(config, step=signal_at(3))
+        train_with(signal_at(3), config)
     assert multiprocessing.active_children() == []
     assert caught.tb is not None  # the frames are still there
 
@@ -213,7 +213,7 @@ def test_reconstructions_follow_the_checkpoint_and_wait_for_the_resume_after_a_s
 
     monkeypatch.setattr(PeriodicReconstructions, "do", watched)
     with pytest.raises(Interrupted):
-        pretrain(config, step=signal_at(17))
+        train_with(signal_at(17), config)
     assert drawn == [6, 12]
     pretrain(config)
     assert drawn == [6, 12, 18, 25]  # not 24, just before the last

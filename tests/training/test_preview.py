@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from steps import train_with
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import IMAGES
 from torchvision.io import read_image
@@ -21,10 +22,10 @@ from mae_et.data.train_dataset import TrainDataset
 from mae_et.data.transforms import as_tensor, normalise
 from mae_et.errors import Unreadable, UserError
 from mae_et.models.masking import mask_from_noise
-from mae_et.pretraining import train_step
 from mae_et.runtime.console import notify
 from mae_et.training.plan import make_plan
 from mae_et.training.preview import draw_preview, preview, training_views
+from mae_et.training.step import train_step
 
 
 def dataset_of(config) -> tuple:
@@ -37,15 +38,15 @@ def test_the_views_are_those_that_the_run_trains_on(tiny, tmp_path) -> None:
     config = tiny(IMAGES, "--curriculum.epochs=2", "--efficiency.micro_batch=3")
     first = {}
 
-    def step(run, stage, batches):
+    def step(run, stage, batches, loss_of):
         batches = list(batches)
         first.setdefault(stage.bandwidth, batches[0])
-        return train_step(run, stage, batches)
+        return train_step(run, stage, batches, loss_of)
 
-    folder = pretrain(config, stop_after_step=1, step=step)
+    folder = train_with(step, config, stop_after_step=1)
     path = folder / "preview.png"
     written = path.stat().st_mtime_ns
-    pretrain(config, step=step)
+    train_with(step, config)
     assert path.stat().st_mtime_ns == written
     plan, dataset = dataset_of(config)
     views = list(training_views(config, plan, dataset))

@@ -50,8 +50,7 @@ def should_replay(efficiency: EfficiencyConfig, device: torch.device, static: bo
     require(on_gpu or not requested, "efficiency.cuda_graphs needs a GPU")
     require(
         static or not requested,
-        "efficiency.cuda_graphs is only for pre-training with its own step, whose passes all do "
-        "the same work",
+        "efficiency.cuda_graphs is only for pre-training, whose passes all do the same work",
     )
     return efficiency.replays and on_gpu and static
 

@@ -33,13 +33,13 @@ Attempt = Callable[[PlannedStage, int], None]
 
 def fit_micro_batch(
     run: Run, saved: dict[str, Any] | None, attempt: Attempt, multiple: int = 1
-) -> None:
-    """Set a run's micro-batches: those of its checkpoint if they fit, else the largest that do.
+) -> dict[int, int]:
+    """Return a run's micro-batches: those of its checkpoint if they fit, else the largest that do.
 
-    The checkpoint's sizes are lowered, with a line that says so, only if they do not fit. Sizes
-    measured while other processes hold GPU memory are not kept for the next start. The network is
-    neither compiled nor wrapped yet. Sizes are divisible by `multiple`, unless it does not divide a
-    rank's share of the batch.
+    The checkpoint's sizes are lowered, with a line that says so, only if they do not fit. The state
+    keeps the sizes for the next start, unless other processes held GPU memory meanwhile. The
+    network is neither compiled nor wrapped yet. Sizes are divisible by `multiple`, unless it does
+    not divide a rank's share of the batch.
     """
     kept: dict[int, int] | None = (saved or {}).get("micro_batch")
     crowded = distributed.any_rank(wait_for_other_processes(run.world), run.world)
@@ -60,7 +60,7 @@ def fit_micro_batch(
         share = run.plan.batch_size // run.world.size
         say(f"micro-batches that fit: {listed} (of {share} images per rank)")
     run.state.micro_batch = kept if crowded else sizes
-    run.micro_batch = micro_batch_size(sizes, run.plan, run.world.size)
+    return micro_batch_size(sizes, run.plan, run.world.size)
 
 
 def _all_fit(run: Run, sizes: dict[int, int], attempt: Attempt) -> bool:
@@ -119,7 +119,7 @@ def optimizer_bytes(run: Run) -> int:
     old ones.
     """
     trained = sum(p.numel() * p.element_size() for p in run.network.parameters() if p.requires_grad)
-    copied = int(run.world.size > 1 and not run.replays)
+    copied = int(run.world.size > 1 and run.graphs is None)
     return trained * (copied + (1 if run.state.optimizer.state else 3))
 
 

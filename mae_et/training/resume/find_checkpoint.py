@@ -11,12 +11,12 @@ from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.config.schema import RunConfig
 from mae_et.errors import RunFailed, UserError
 from mae_et.io.plain_files import read_mapping
+from mae_et.io.score_records import RESULTS
 from mae_et.runtime.agreement import check_ranks_agree, fail_together
 from mae_et.runtime.broadcast import broadcast_outline, broadcast_tensors
 from mae_et.runtime.distributed import DistributedContext
+from mae_et.training.resume.outputs import missing_outputs
 from mae_et.training.resume.same_run import check_same_run
-
-RESULTS = "results.json"
 
 
 def find_checkpoint(
@@ -46,12 +46,13 @@ def find_checkpoint(
             )
         check_same_run(config, saved, finished)
     newest = next(iter(list_checkpoints(checkpoints)[::-1]), None)
-    present = {RESULTS: finished} | {name: (folder / name).exists() for name in config.outputs}
+    missing = missing_outputs(config)
+    present = {RESULTS: finished} | {name: name not in missing for name in config.outputs}
     found = {f"the newest checkpoint of {folder.name}": newest.name if newest else "absent"}
     found |= {f"its {name}": "present" if has else "absent" for name, has in present.items()}
     check_ranks_agree(found, world, RunFailed)  # if a shared folder lags, a later start agrees
     # Without a checkpoint, missing outputs cannot be written.
-    return saved, finished and (saved is None or all(present.values()))
+    return saved, finished and (saved is None or not missing)
 
 
 def share_checkpoint(

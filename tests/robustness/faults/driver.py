@@ -30,14 +30,13 @@ def main(fault: str, arguments: list[str]) -> int:
 
 
 sys.path.append(str(Path(__file__).parents[2] / "support"))
-STEPS = {"mae_et.pretraining": "train_step", "finetune.training.classifier": "classifier_step"}
 
 
 def replace_steps(around) -> None:
-    """Wrap the training step of pre-training and of classifiers with `around`."""
-    for module_name, name in STEPS.items():
-        module = importlib.import_module(module_name)
-        setattr(module, name, around(getattr(module, name)))
+    """Wrap the training step with `around`."""
+    from mae_et.training import loop
+
+    loop.train_step = around(loop.train_step)
 
 
 def at_step(step: int, strike) -> None:
@@ -45,11 +44,11 @@ def at_step(step: int, strike) -> None:
     from steps import wait_for_checkpoint
 
     def around(real):
-        def struck(run, *rest, **keywords):
+        def struck(run, *rest):
             if run.state.step == step:
                 wait_for_checkpoint(run)
                 strike()
-            return real(run, *rest, **keywords)
+            return real(run, *rest)
 
         return struck
 

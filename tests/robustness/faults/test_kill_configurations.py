@@ -17,7 +17,6 @@ from test_kills import PLACES, Strike, attempt
 from tiny_run import TINY
 
 from finetune import ClassifierConfig, classify
-from finetune.training.classifier import classifier_step
 from mae_et import DataConfig, PretrainConfig, UserError, load_config, pretrain
 from mae_et.checkpoints.store import newest_checkpoint
 from mae_et.config.commands import PrepareConfig
@@ -25,7 +24,6 @@ from mae_et.data.device.choose_decoder import decode_torchvision
 from mae_et.data.device.decode_ahead import DeviceDecoder
 from mae_et.data.prepare import prepare
 from mae_et.io.metrics_file import METRICS, SCORES, read_metrics
-from mae_et.pretraining import train_step
 from mae_et.training import session
 
 KILLS = 9  # per configuration, but where each start compiles for long; 101 in all
@@ -155,7 +153,6 @@ def test_killed_run_of_any_configuration_equals_an_uninterrupted_one(
     print(f"\nconfiguration {number}: {' '.join(flags)}")
     classifier = number >= PRETRAININGS
     train: Any = classify if classifier else pretrain
-    real: Any = classifier_step if classifier else train_step
     train(config("clean"))
     clean, killed = tmp_path / "clean", tmp_path / "killed"
     steps = read_metrics(clean)[-1]["step"]
@@ -170,7 +167,7 @@ def test_killed_run_of_any_configuration_equals_an_uninterrupted_one(
         if place == "at_the_start" and (classifier or not saved):  # nothing is rewritten there
             place = "in_a_step"
         target = max(step + 1, steps * (attempted + 1) // (due + 1))
-        strike = Strike(min(target, steps - 1), chance, steps - 1, real)
+        strike = Strike(min(target, steps - 1), chance, steps - 1)
         code = attempt(config("killed"), strike, place, train)
         assert code == -signal.SIGKILL, (number, attempted, place, step, target, code)
         kills[place] += 1

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from launch import same_weights
+from steps import train_with
 from tiny_run import TINY
 
 from finetune import ClassifierConfig, classify
@@ -26,7 +27,7 @@ from mae_et.curriculum.plan import Plan
 from mae_et.io.metrics_file import read_metrics
 from mae_et.monitoring.logger import RunLogger
 from mae_et.monitoring.tensorboard import TensorBoardWriter
-from mae_et.pretraining import train_step
+from mae_et.training.step import train_step
 
 FORK = multiprocessing.get_context("fork")
 KILLS = 50
@@ -45,23 +46,22 @@ class Strike:
         step: first step at which to kill.
         chance: draws where exactly.
         last: last step at which to kill.
-        real: training step.
     """
 
-    def __init__(self, step: int, chance: random.Random, last: int = 10**9, real=train_step):
+    def __init__(self, step: int, chance: random.Random, last: int = 10**9):
         self.last = last
         self.step, self.chance = step, chance
-        self.real = self.train_step = real
+        self.train_step = train_step
 
     def in_a_step(self) -> None:
-        def struck(run, stage, batches, **more):
+        def struck(run, stage, batches, loss_of):
             def passing():
                 for batch in batches:
                     yield batch
                     if run.state.step >= self.step:
                         kill()  # with the batch loaded, before the weights are updated
 
-            return self.real(run, stage, passing(), **more)
+            return train_step(run, stage, passing(), loss_of)
 
         self.train_step = struck
 
@@ -141,7 +141,7 @@ def attempt(config: Any, strike: Strike, place: str, train=pretrain) -> int:
     def target() -> None:
         torch.set_num_threads(1)
         getattr(strike, place)()
-        train(config, step=strike.train_step)
+        train_with(strike.train_step, config, train)
         os._exit(0)
 
     process = FORK.Process(target=target)
@@ -245,10 +245,10 @@ def test_run_killed_while_writing_results_finishes_on_restart(tmp_path) -> None:
     flags = ["--curriculum.epochs=2", f"--output.dir={tmp_path / 'run'}"]
     config = load_config(PretrainConfig, [tmp_path / "tiny.yaml"], flags)
     session = importlib.import_module("mae_et.training.session")
-    for name in ("export_encoder", "summarise_stages", "finish"):
+    owners = {"export_encoder": module, "summarise_stages": session, "finish": module.Pretraining}
+    for name, owner in owners.items():
 
-        def target(name=name) -> None:
-            owner = session if name == "summarise_stages" else module
+        def target(owner=owner, name=name) -> None:
             setattr(owner, name, lambda *_: kill())
             pretrain(config)
 
