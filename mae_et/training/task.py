@@ -34,7 +34,7 @@ class Task(ABC):
 
     @abstractmethod
     def open_images(self) -> ImageDataset:
-        """Return the training images; without an error on any rank, all continue."""
+        """Return the training images, opened once; an error on one rank ends all."""
 
     @abstractmethod
     def build_model(
