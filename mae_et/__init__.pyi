@@ -16,6 +16,7 @@ from .curriculum.frequency import low_frequency_crop as low_frequency_crop
 from .curriculum.plan import Plan as Plan
 from .curriculum.schedule import Curriculum as Curriculum
 from .data.batch import Batch as Batch
+from .data.images.decoding import DecodedDataset as DecodedDataset
 from .data.sampler import CurriculumBatchSampler as CurriculumBatchSampler
 from .data.sampler import SampleIndex as SampleIndex
 from .data.train_dataset import train_transform as train_transform
@@ -29,8 +30,10 @@ from .models.mae import Reconstruction as Reconstruction
 from .models.masking import Mask as Mask
 from .models.masking import mask_from_noise as mask_from_noise
 from .models.targets import hog as hog
+from .pretraining import Pretraining as Pretraining
 from .pretraining import pretrain as pretrain
 from .training.optim import build_optimizer as build_optimizer
 from .training.optim import set_schedule as set_schedule
+from .training.session import train_run as train_run
 
 __version__: str

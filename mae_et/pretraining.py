@@ -77,10 +77,17 @@ def pretrain(config: PretrainConfig, stop_after_step: int | None = None) -> Path
 class Pretraining(Task):
     """Pre-train a masked autoencoder; `train_run` calls the methods in this order.
 
-    `source` has the training images, if they are open already.
+    Override `open_images` to train on images of your own, and `model` or `loss` to train another
+    model or towards another target (`examples/own_pretraining.py`).
+
+    Attributes:
+        config: the run.
+        model: the class to train, built by its `from_config`.
+        source: the training images, once they are open.
     """
 
     replayable = fits_by_default = True
+    model: type[MaskedAutoencoder] = MaskedAutoencoder
 
     def __init__(self, config: PretrainConfig, source: ImageDataset | None = None):
         self.config: PretrainConfig = config
@@ -96,7 +103,7 @@ class Pretraining(Task):
         self, saved: dict[str, Any] | None, world: DistributedContext
     ) -> tuple[MaskedAutoencoder, dict[str, Any]]:
         """Build the model, new: random, or from initial weights."""
-        model = MaskedAutoencoder.from_config(self.config.model)
+        model = self.model.from_config(self.config.model)
         if saved is None:
             initial = load_initial_weights(model, self.config, world)
         else:

@@ -5,7 +5,7 @@ from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from mae_et.errors import require
+from mae_et.errors import UserError, require
 
 Config = TypeVar("Config")
 _types = cache(get_type_hints)
@@ -22,10 +22,16 @@ def typed(config: Config, kind: type[Config]) -> Config:
     )
     if _fits(config, type(config)):
         return config
-    from mae_et.config.files import config_from_text, to_yaml  # slow to import
+    from yaml.representer import RepresenterError  # slow to import, as are the following
+
+    from mae_et.config.files import config_from_text, to_yaml
 
     known: Any = config
-    return config_from_text(to_yaml(known), type(known))
+    try:
+        text = to_yaml(known)
+    except RepresenterError as error:  # a function or an array, for example
+        raise UserError(f"config: {error.args[0]}: {error.args[1]!r}") from None
+    return config_from_text(text, type(known))
 
 
 def _fits(value: object, hint: Any) -> bool:

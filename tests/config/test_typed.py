@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from finetune import HeldOutAccuracy, ProbeConfig
-from mae_et import CurriculumConfig, DataConfig, OutputConfig, PretrainConfig, UserError
+from mae_et import (
+    CurriculumConfig,
+    DataConfig,
+    ModelConfig,
+    OutputConfig,
+    PretrainConfig,
+    UserError,
+)
 from mae_et.config.files import plain
 from mae_et.config.schema import OptimConfig
 from mae_et.config.typed import typed
@@ -33,6 +40,10 @@ def test_configs_made_in_python_become_those_read_from_yaml() -> None:
         (ProbeConfig(Path("run"), device="cuda:0"), "device must be one of"),
         (PretrainConfig(curriculum=CurriculumConfig(cost="Area")), "curriculum.cost must be"),
         (ProbeConfig(Path("run"), neighbours=5.5), "neighbours must be a whole number"),
+        (
+            ModelConfig(target=print),
+            "config: cannot represent an object: <built-in",
+        ),
     ],
 )
 def test_misspelt_choices_are_refused_not_taken_for_another(config, sentence: str) -> None:

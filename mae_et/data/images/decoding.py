@@ -37,16 +37,24 @@ FORMATS = tuple(
 class DecodedDataset:
     """Decode the images of a dataset that stores them encoded, or as PIL images of any mode.
 
-    The dataset is map-style, `inner[i] -> (bytes or PIL image, label)`; `name` maps an index to the
-    image's name, for error messages.
+    It is an `ImageDataset`, such as `Pretraining.open_images` returns.
+
+    Args:
+        inner: map-style, `inner[i] -> (image, label)`: a PIL image, or the bytes of an image or of
+            a .npy file; a label from 0, or -1 for none. If it has `labels`, they are those of all
+            images, [N].
+        classes: names of the classes; empty without labels.
+        channels: number of channels to decode to.
+        name: maps an index to the image's name, for error messages.
+        max_value: value of a .npy file that counts as white; by default that of its type.
     """
 
     def __init__(
         self,
         inner: Any,
-        classes: Sequence[str],
-        channels: int,
-        name: Callable[[int], object],
+        classes: Sequence[str] = (),
+        channels: int = 3,
+        name: Callable[[int], object] = "image {}".format,
         max_value: float | None = None,
     ):
         self.inner, self.classes, self.channels, self.name = inner, classes, channels, name
