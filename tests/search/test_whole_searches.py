@@ -192,7 +192,7 @@ def test_curriculum_yaml_has_every_section(small) -> None:
     text = Path(found["curriculum"]).read_text()
     assert text.startswith("# Found by mae-et search (sequential, 9 trials")
     assert set(yaml.safe_load(text)) == {
-        "model", "init", "data", "curriculum", "crop", "optim", "efficiency", "probe", "output",
-        "seed",
+        "model", "init", "branch_from", "data", "curriculum", "crop", "optim", "efficiency",
+        "probe", "output", "seed",
     }  # fmt: skip
     assert yaml.safe_load(text)["optim"]["decay_fraction"] is None

@@ -249,10 +249,13 @@ def test_damaged_results_are_rewritten_from_the_last_checkpoint(tiny) -> None:
     folder = pretrain(config)
     results = folder / "results.json"
     expected = json.loads(results.read_text())
+    del expected["provenance"]["time"]
     results.write_text('{"loss": ')
     with pytest.warns(UserWarning, match=r"results\.json cannot be read: .*; it is written again"):
         pretrain(config)
-    assert json.loads(results.read_text()) == expected
+    again = json.loads(results.read_text())
+    del again["provenance"]["time"]
+    assert again == expected
     results.write_text("")
     for path in list_checkpoints(folder / "checkpoints"):
         path.unlink()
