@@ -74,6 +74,7 @@ class Job:
             saved, logged = read_progress(self.folder)
             lost = max(0, logged - saved)
             record_event(self.folder, "started", node=node_name(), step=saved, lost=lost)
+        sys.argv = ["mae-et", *self.words]  # submitit's say nothing in the run's records
         began = time.monotonic()
         with stop_deadline(self.grace, self._give_up):
             try:

@@ -395,6 +395,9 @@ def test_local_job_is_interrupted_resumes_and_shows_its_status(place: Path, caps
         os.kill(int(child), signal.SIGUSR2)
     until("finished", 1)
     assert [e["event"] for e in read_events(run)].count("requeued") == 1
+    starts = [json.loads(row)["command"] for row in (run / "environment.jsonl").open()]
+    assert len(starts) == 2
+    assert all(command.startswith("mae-et pretrain ") for command in starts)
     (found,) = status([run])
     assert (found.state, found.restarts, found.lost, found.error) == ("finished", 1, 0, "")
 
