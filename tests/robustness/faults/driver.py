@@ -152,7 +152,7 @@ def record(path: str, stop: str = "-1") -> None:
     place = Path(f"{path}-{rank}")
 
     def around(real):
-        def recorded(run, stage, batches, **keywords):
+        def recorded(run, stage, batches, loss_of):
             def passing():
                 for batch in batches:
                     for image, other in zip(*batch[:2], strict=True):
@@ -162,7 +162,7 @@ def record(path: str, stop: str = "-1") -> None:
                             file.write(json.dumps(row) + "\n")
                     yield batch
 
-            return real(run, stage, passing(), **keywords)
+            return real(run, stage, passing(), loss_of)
 
         return recorded
 
