@@ -209,7 +209,7 @@ def _check(group: list[Task], cluster: ClusterConfig, root: Path, dry_run: bool 
 
 
 def _report_missing_gpus(task: Task) -> None:
-    """Warn about training on a CPU that nobody asked for."""
+    """Warn if training requests no GPU and its config does not request the CPU."""
     if task.config.efficiency.device != "cpu":
         say(
             f"warning: {task.kind} requests no GPU: give --gpus_per_node, or a cluster file with "

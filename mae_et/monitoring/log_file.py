@@ -19,11 +19,12 @@ def log_file(folder: Path) -> Iterator[None]:
 
     An error that ends the block is the last line. A full disk, or a deleted log, never ends it.
     """
-    with open(folder / LOG, "a", encoding="utf-8", buffering=1, opener=no_follow) as file:
+    # Without a buffer, whose rest would raise when the file is closed on a full disk.
+    with open(folder / LOG, "ab", buffering=0, opener=no_follow) as file:
 
         def write(line: str) -> None:
             with suppress(OSError, ValueError):  # ValueError: a forked process after the block
-                file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")
+                file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n".encode())
 
         write(f"$ {shlex.join(sys.argv)}")
         while earlier:

@@ -140,7 +140,7 @@ def test_scores_that_cannot_be_kept_in_a_run_are_printed(
     path = run / "knn" / "results.json"
     said = f"scores are only printed, {path} cannot be written: Permission denied"
     assert said in capsys.readouterr().err
-    with pytest.raises(PermissionError):  # where the user asked for the file
+    with pytest.raises(PermissionError):  # for an output that was requested
         finetune.knn(probe(run, tiny, output=tmp_path / "scores"))
 
 

@@ -1,6 +1,7 @@
 """What a run folder keeps about how it was computed: log.txt, environment.jsonl."""
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -12,6 +13,7 @@ import timm
 import torch
 
 import mae_et
+from mae_et.monitoring.log_file import log_file
 from mae_et.runtime.console import say
 
 
@@ -61,3 +63,13 @@ def test_the_error_that_ends_a_run_is_in_its_log(tiny, monkeypatch) -> None:
     assert log.read_text().splitlines()[-1].endswith("RunFailed: the loss is NaN")
     say("after the run")
     assert "after the run" not in log.read_text()
+
+
+def test_a_full_disk_under_the_log_does_not_end_a_run(tmp_path: Path, monkeypatch, capsys) -> None:
+    def full(path: Path, flags: int) -> int:
+        return os.open("/dev/full", os.O_WRONLY)
+
+    monkeypatch.setattr("mae_et.monitoring.log_file.no_follow", full)
+    with log_file(tmp_path):
+        say("continues")
+    assert "continues" in capsys.readouterr().err
