@@ -1,10 +1,13 @@
 """A dataset whose decoded images lie in shared memory."""
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.images.decoding import Sample
@@ -50,12 +53,33 @@ class CachedDataset:
             return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), entry.label
         return torch.from_numpy(pixels.copy()), entry.label
 
-    def pixels(self, index: int) -> np.ndarray | None:
-        """Return a read-only view of an image of 8 bits, [H W C]; None if it is not stored so."""
-        entry, pixels = self._stored(index)
-        if entry.kind == ARRAY and pixels is not None:
-            return np.moveaxis(pixels, 0, 2)
-        return pixels if entry.kind == IMAGE else None
+    def size(self, index: int) -> tuple[int, int] | None:
+        """Return the height and width of an image of 8 bits; None if it is not stored so."""
+        kind, *shape, _, _ = self.entries[index].tolist()
+        if kind == IMAGE:
+            return shape[0], shape[1]
+        return (shape[1], shape[2]) if kind == ARRAY else None
+
+    def rows(self, wanted: Sequence[tuple[int, int, int]]) -> list[Tensor]:
+        """Return some rows of images of 8 bits: uint8 [height W C], views of memory if possible.
+
+        Args:
+            wanted: the index, first row and number of rows of each image.
+        """
+        whole, entries = self.buffer.whole(), self.entries[[index for index, *_ in wanted]].tolist()
+        found = []
+        for (_, top, height), (kind, *shape, _, offset) in zip(wanted, entries, strict=True):
+            if kind == IMAGE:
+                _, width, channels = shape
+                line = width * channels
+                start = offset + top * line
+                found.append(
+                    whole.as_strided((height, width, channels), (line, channels, 1), start)
+                )
+            else:
+                pixels = whole[offset : offset + math.prod(shape)].view(*shape)
+                found.append(pixels[:, top : top + height].permute(1, 2, 0).contiguous())
+        return found
 
     def _stored(self, index: int) -> tuple[Entry, np.ndarray | None]:
         kind, *shape, label, offset = self.entries[index].tolist()

@@ -49,18 +49,13 @@ def training_batches(
     loaded_from = views
     if decoder is not None:
         loaded_from = EncodedDataset(dataset, views, decoder.cpu_sides)
-    from_memory = decoder is not None and decoder.decode is None
     with contextlib.ExitStack() as stack:
         loader = data_loader(
             loaded_from,
             num_workers,
             batch_sampler=sampler,
-            # Boxes of 512 images take 170 MB. The decoder's threads pin two micro-batches at once;
-            # DataLoader has one thread, which would take longer for each than training on it.
-            pin_memory=pin_memory and not from_memory,
+            pin_memory=pin_memory,
             timeout=STALL_SECONDS if decoder is not None and num_workers else 0,
-            # A process copies them in a fifth of a second.
-            prefetch_factor=1 if from_memory and num_workers else None,
         )
         batches = stack.enter_context(batches_of(loader))
         if decoder is not None:

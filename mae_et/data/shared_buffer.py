@@ -1,5 +1,6 @@
 """Memory shared by processes of one machine: written by some, then read in place by all."""
 
+import contextlib
 import mmap
 import os
 import weakref
@@ -9,8 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mae_et.errors import UserError
+
+PORTABLE = 1
+"""cudaHostRegisterPortable: pinned for every GPU of the process."""
 
 
 class SharedBuffer:
@@ -23,7 +29,7 @@ class SharedBuffer:
     def __init__(self, descriptor: int):
         self.descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)
-        self._map: mmap.mmap | None = None
+        self._whole: Tensor | None = None
 
     @classmethod
     def create(cls) -> "SharedBuffer":
@@ -56,7 +62,7 @@ class SharedBuffer:
         file = path.stat()  # before opening, which could block on a pipe
         if [file.st_ino, file.st_size] != identity:
             raise OSError(f"process {process} is another one in this container")
-        return cls(os.open(path, os.O_RDONLY))
+        return cls(os.open(path, os.O_RDWR))  # pinned pages must be writable
 
     def write(self, array: np.ndarray, offset: int) -> None:
         """Write an array's bytes; several processes may write to places that do not overlap."""
@@ -65,15 +71,43 @@ class SharedBuffer:
             written = os.pwrite(self.descriptor, left, offset)
             left, offset = left[written:], offset + written
 
+    def whole(self) -> Tensor:
+        """Return all bytes, uint8, in place; the buffer may not be written to afterwards."""
+        if self._whole is None:
+            self._whole = torch.frombuffer(mmap.mmap(self.descriptor, 0), dtype=torch.uint8)
+        return self._whole
+
     def read(self, dtype: Any, shape: Sequence[int], offset: int) -> np.ndarray:
         """Return a read-only view of an array; the buffer may not be written to afterwards."""
-        if self._map is None:
-            self._map = mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_READ)
         count = int(np.prod(shape))
-        return np.frombuffer(self._map, dtype, count, offset).reshape(shape)
+        array = np.frombuffer(self.whole().numpy(), dtype, count, offset).reshape(shape)
+        array.flags.writeable = False
+        return array
+
+    def pin(self, device: torch.device) -> str:
+        """Pin the memory, for as long as this object exists, so that a GPU reads it by itself.
+
+        Copies of views of `whole` to the GPU are asynchronous then, and take no core's time.
+
+        Returns:
+            Why CUDA cannot pin it, in which case copies are slower; empty if it has.
+        """
+        whole, runtime = self.whole(), torch.cuda.cudart()
+        error = runtime.cudaHostRegister(whole.data_ptr(), whole.nbytes, PORTABLE)
+        if error == runtime.cudaError.success:
+            weakref.finalize(self, _unpin, whole, os.getpid())
+            return ""
+        with contextlib.suppress(RuntimeError):  # the next launch raises the error again, once
+            torch.zeros(1, device=device)
+        return runtime.cudaGetErrorString(error)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _received, (reduction.DupFd(self.descriptor),)
+
+
+def _unpin(whole: Tensor, process: int) -> None:
+    if os.getpid() == process:  # not in a forked one
+        torch.cuda.cudart().cudaHostUnregister(whole.data_ptr())
 
 
 def _received(descriptor: Any) -> SharedBuffer:

@@ -1,21 +1,22 @@
 """A device crops and resizes images in memory as loader processes do, up to rounding."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from device_decoding import ALONE, CPU, batches, compare, cpu_decoder, opened, write_images
+from device_decoding import ALONE, CPU, batches, compare, opened, write_images
 from hostile import broken, unusual
 from image_files import npy
 
 from mae_et.config.data import DataConfig
 from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.config.schema import PretrainConfig
-from mae_et.data import loader as loading
 from mae_et.data.bad_images import BadImages
 from mae_et.data.cache import cache_images
+from mae_et.data.cached_dataset import CachedDataset
 from mae_et.data.device import choose_decoder as choice
 from mae_et.data.device import decode_ahead, encoded
 from mae_et.data.device.box_resize import resize_boxes
@@ -23,8 +24,8 @@ from mae_et.data.device.choose_decoder import MEMORY, choose_decoder, decode_tor
 from mae_et.data.device.decode_ahead import DeviceDecoder
 from mae_et.data.device.decoder_trial import Trial, try_decoder
 from mae_et.data.device.encoded import read_encoded
-from mae_et.data.loader import training_batches
-from mae_et.data.sampler import CurriculumBatchSampler, SampleIndex
+from mae_et.data.sampler import SampleIndex
+from mae_et.data.shared_buffer import SharedBuffer
 from mae_et.data.train_dataset import TrainDataset
 from mae_et.runtime.distributed import DistributedContext
 
@@ -39,7 +40,8 @@ def in_memory(root: Path, method: Any = "fourier") -> TrainDataset:
 
 
 def from_memory(dataset: TrainDataset) -> DeviceDecoder:
-    return DeviceDecoder(CPU, dataset.sides, None, library=MEMORY)
+    assert isinstance(dataset.source, CachedDataset)
+    return DeviceDecoder(CPU, dataset.sides, dataset.source, library=MEMORY)
 
 
 @pytest.fixture
@@ -48,6 +50,7 @@ def gpu(monkeypatch) -> DistributedContext:
     decode_ahead.notify.cache_clear()
     monkeypatch.setattr(choice, "fastest_resize", lambda _: (resize_boxes, ""))
     monkeypatch.setattr(choice, "DeviceDecoder", lambda _, *rest: DeviceDecoder(CPU, *rest))
+    monkeypatch.setattr(SharedBuffer, "pin", lambda *_: "")
     return DistributedContext(0, 1, torch.device("cuda"))
 
 
@@ -71,38 +74,63 @@ def test_batches_are_those_of_loader_processes(tmp_path: Path, method, num_worke
     assert len({sample for sample, _, _ in replaced}) == len(broken())
 
 
-def test_only_the_box_leaves_the_loader_processes(tmp_path: Path, monkeypatch) -> None:
+def test_no_pixels_leave_the_loader_processes(tmp_path: Path, monkeypatch) -> None:
     """An image of too many pixels is left to them."""
     dataset = in_memory(write_images(tmp_path))
     index = SampleIndex(2, 1, 0)
     view = read_encoded(dataset, index)
     assert view is not None
+    box, *_ = dataset.draw_view(index, view.header.height, view.header.width)
+    assert (view.box, view.content.nbytes) == (tuple(map(int, box)), 0)
     whole = np.asarray(dataset.source[2][0])
-    box, *_ = dataset.draw_view(index, *whole.shape[:2])
-    top, left, height, width = map(int, box)
-    assert view.box == (0, 0, height, width)
-    assert np.array_equal(view.content, whole[top : top + height, left : left + width])
+    assert whole.shape == (view.header.height, view.header.width, 3)
     monkeypatch.setattr(encoded, "MAX_DEVICE_PIXELS", whole.size // 3 - 1)
     assert read_encoded(dataset, index) is None
 
 
-def test_boxes_are_pinned_by_the_threads_of_the_decoder(tmp_path: Path, monkeypatch) -> None:
-    """DataLoader, which has one thread for that, pins all that is smaller."""
-    pins: list[bool] = []
+def test_rows_of_images_are_read_in_place(tmp_path: Path) -> None:
+    """Those of arrays [C H W] are rearranged."""
+    folder = write_images(tmp_path) / "train"
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    (folder / "array.npy").write_bytes(npy(pixels))
+    source: Any = in_memory(tmp_path).source
+    rows = source.rows([(0, 3, 5), (len(source) - 1, 7, 9)])
+    assert np.array_equal(rows[0], np.asarray(source[0][0])[3:8])
+    assert rows[0].untyped_storage().data_ptr() == source.buffer.whole().data_ptr()
+    assert np.array_equal(rows[1], pixels[7:16])
 
-    class Loader(list[Any]):
-        num_workers = 0
 
-        def __init__(self, *_: Any, pin_memory: bool, **__: Any):
-            pins.append(pin_memory)
+class Runtime:
+    """CUDA's runtime, which pins memory, or has an error."""
 
-    monkeypatch.setattr(loading, "data_loader", Loader)
-    dataset = in_memory(write_images(tmp_path))
-    sampler = CurriculumBatchSampler(dataset.plan, 0, dict.fromkeys((16, 24, 32), 4))
-    for decoder in (from_memory(dataset), cpu_decoder(dataset), None):
-        with training_batches(dataset, sampler, 2, torch.device("cuda"), decoder=decoder):
-            pass
-    assert pins == [False, True, True]
+    def __init__(self, error: int):
+        self.error, self.pinned = error, dict[int, int]()
+        self.cudaError = SimpleNamespace(success=0)
+
+    def cudaHostRegister(self, start: int, length: int, flags: int) -> int:  # noqa: N802
+        assert flags == 1  # portable
+        self.pinned[start] = length
+        return self.error
+
+    def cudaHostUnregister(self, start: int) -> int:  # noqa: N802
+        del self.pinned[start]
+        return 0
+
+    def cudaGetErrorString(self, error: int) -> str:  # noqa: N802
+        return f"error {error}"
+
+
+@pytest.mark.parametrize("error", [0, 2])
+def test_memory_is_pinned_while_it_exists(tmp_path: Path, monkeypatch, error: int) -> None:
+    runtime = Runtime(error)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    dataset: Any = in_memory(write_images(tmp_path))
+    buffer = dataset.source.buffer
+    whole = buffer.whole()
+    assert buffer.pin(CPU) == ("error 2" if error else "")
+    assert runtime.pinned == {whole.data_ptr(): len(whole)}
+    del buffer, dataset
+    assert runtime.pinned == ({whole.data_ptr(): len(whole)} if error else {})
 
 
 def float_array(number: int) -> bytes:

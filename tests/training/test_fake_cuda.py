@@ -8,6 +8,7 @@ need a real GPU: here they only make gradients.
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from built import build
@@ -21,6 +22,7 @@ from finetune.training.classifier import Classification
 from finetune.training.transforms import LabelledBatch
 from mae_et.config.files import load_config
 from mae_et.data.batch import black_batch
+from mae_et.data.cached_dataset import CachedDataset
 from mae_et.data.device.decode_ahead import DeviceDecoder
 from mae_et.data.device.encoded import FilePlace, PackedBatch
 from mae_et.pretraining import Pretraining
@@ -156,10 +158,14 @@ def test_views_are_made_on_the_gpu(monkeypatch, pinned: list[Tensor], in_memory:
         content, views = (
             torch.zeros(shape, dtype=torch.uint8) for shape in ((9600,), (1, 3, 24, 24))
         )
-        number, noise = torch.zeros(4, 3, dtype=torch.int64), torch.zeros(4, 9)
-        pinned += [] if in_memory else [content, views, noise]  # as DataLoader does
-        packed: Any = PackedBatch(content, number, views, number, noise, [0], number)  # type: ignore[arg-type]
-        decoded = DeviceDecoder(GPU.device, [24], None if in_memory else decode)(packed)
+        pinned += [content, views]  # as DataLoader does
+        number, noise = np.zeros((4, 3), np.int64), np.zeros((4, 9), np.float32)
+        packed = PackedBatch(content, number, views, number, noise, number[0], number)
+        shapes = (20, 30, 3), (50, 20, 3), (40, 40, 3)
+        rows = [torch.zeros(shape, dtype=torch.uint8) for shape in shapes]
+        monkeypatch.setattr(CachedDataset, "rows", lambda *_: rows)
+        stored = CachedDataset.__new__(CachedDataset)
+        decoded = DeviceDecoder(GPU.device, [24], stored if in_memory else decode)(packed)
     assert decoded.refused == ([] if in_memory else [3])
     assert decoded.batch.images.shape == (4, 3, 24, 24)
     assert decoded.batch.images.device == decoded.batch.noise.device == GPU.device

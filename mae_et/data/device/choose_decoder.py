@@ -132,14 +132,18 @@ def _build(
     dataset: TrainDataset, device: torch.device, preferred: str | None
 ) -> tuple[DeviceDecoder | None, str, str]:
     """Return a decoder, its name and notes on it; without one, why."""
-    decode, name, batches = None, MEMORY, ""
-    if not isinstance(dataset.source, CachedDataset):
+    decode: Decode | CachedDataset | None
+    if isinstance(dataset.source, CachedDataset):
+        decode, name = dataset.source, MEMORY
+        fault = decode.buffer.pin(device)
+        note = f"slower, since its memory cannot be pinned: {fault}" if fault else ""
+    else:
         decode, name = _find_decoder(device, preferred)
         if decode is None:
             return None, name, ""
-        decode, batches = checked_decode(decode, device)
+        decode, note = checked_decode(decode, device)
     resize, resizing = fastest_resize(device)
-    notes = "".join(f"; {note}" for note in (batches, resizing) if note)
+    notes = "".join(f"; {each}" for each in (note, resizing) if each)
     library = name.partition(" ")[0]  # without the reasons against other libraries
     return DeviceDecoder(device, dataset.sides, decode, resize, library), name, notes
 

@@ -7,8 +7,8 @@ The box, flip and mask of an image are those of `TrainDataset`; its pixels diffe
 rounding. `TrainDataset` makes the views that the device refuses to decode, in their places in the
 batch, so that the same images are replaced (`data.on_error`) as without a device.
 
-A micro-batch is decoded while the previous one is resized: each thread has its own stream. Boxes of
-images in memory (`data.cache`) are only resized.
+A micro-batch is decoded while the previous one is resized: each thread has its own stream. Images
+in memory (`data.cache`) are not decoded: the rows of their boxes are copied to the device.
 
 Memory: at most `AHEAD` micro-batches are on their way, each as files on the host or as finished
 images on the device. A thread holds up to `MAX_DECODED_BYTES` of whole images there and, while it
@@ -29,10 +29,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mae_et.data.batch import Batch
+from mae_et.data.cached_dataset import CachedDataset
 from mae_et.data.device.box_resize import Resize, resize_boxes
 from mae_et.data.device.encoded import FilePlace, PackedBatch
 from mae_et.data.device.self_checks import Decode
@@ -55,7 +57,7 @@ class Decoded(NamedTuple):
     batch: Batch
     refused: list[int]
     """Positions of images that the device did not decode; their pixels are undefined."""
-    indices: Tensor
+    indices: np.ndarray
     """int64 [B 3]: see `PackedBatch`."""
     done: Any
     """Event of the decoder's stream; None on a CPU."""
@@ -64,16 +66,16 @@ class Decoded(NamedTuple):
 class DeviceDecoder:
     """Turn packed micro-batches into batches on a device; a CPU runs the same code, for tests.
 
-    The images of each stage have a side in `sides`. Contents are decoded by `decode`, or are pixels
-    without it (`data.cache`), and cropped, resized and flipped by `resize`. At `cpu_sides`, loader
-    processes decode instead, because they are faster.
+    The images of each stage have a side in `sides`. Contents are decoded by `decode`, a function,
+    or lie in memory, in a dataset (`data.cache`); they are cropped, resized and flipped by
+    `resize`. At `cpu_sides`, loader processes decode instead, because they are faster.
     """
 
     def __init__(
         self,
         device: torch.device,
         sides: Sequence[int],
-        decode: Decode | None,
+        decode: Decode | CachedDataset,
         resize: Resize = resize_boxes,
         library: str = "torchvision",
         cpu_sides: tuple[int, ...] = (),
@@ -104,6 +106,7 @@ class DeviceDecoder:
     def _batch(self, packed: PackedBatch, stream: Any) -> Decoded:
         count, side = len(packed.indices), self.sides[int(packed.stage[0])]
         files = packed.file_places()
+        samples = packed.indices[:, 0].tolist()
         images = torch.empty(count, 3, side, side, dtype=torch.uint8, device=self.device)
         finished = sorted(set(range(count)) - {file.place for file in files})
         if finished:
@@ -113,7 +116,13 @@ class DeviceDecoder:
         chunks = list(_chunks(files))
         contents = packed.content.split([sum(each.length for each in chunk) for chunk in chunks])
         for chunk, content in zip(chunks, contents, strict=True):
-            whole = self._images(content, chunk, stream)
+            whole: Sequence[Tensor | None]
+            if isinstance(self.decode, CachedDataset):
+                wanted = [(samples[file.place], file.box[0], file.box[2]) for file in chunk]
+                whole = _copied(self.decode.rows(wanted), self.device)
+                chunk = [file._replace(box=(0, *file.box[1:])) for file in chunk]
+            else:
+                whole = self._images(self.decode, content, chunk, stream)
             pairs = list(zip(chunk, whole, strict=True))
             refused += [file.place for file, image in pairs if image is None]
             decoded = [image for image in whole if image is not None]
@@ -123,12 +132,14 @@ class DeviceDecoder:
                 resized = self.resize(decoded, boxes, flips, side)
                 places = torch.tensor([file.place for file in made])
                 images[copy_to(places, self.device)] = resized
-        noise = copy_to(packed.noise, self.device)
-        batch = Batch(images, noise, packed.stage, packed.replaced)
+        noise, stage, replaced = map(
+            torch.from_numpy, (packed.noise, packed.stage, packed.replaced)
+        )
+        batch = Batch(images, copy_to(noise, self.device), stage, replaced)
         return Decoded(batch, refused, packed.indices, None)
 
     def _images(
-        self, content: Tensor, files: Sequence[FilePlace], stream: Any
+        self, decode: Decode, content: Tensor, files: Sequence[FilePlace], stream: Any
     ) -> Sequence[Tensor | None]:
         """Decode adjacent files; None for those that the device refuses, found one by one.
 
@@ -137,18 +148,16 @@ class DeviceDecoder:
         """
         if stream is not None:
             stream.synchronize()  # see the module's docstring
-        if self.decode is None:
-            return _pixels(copy_to(content, self.device), files)
         contents = list(content.split([file.length for file in files]))
         try:
-            images = self.decode(contents, self.device)
+            images = decode(contents, self.device)
         except Exception as error:  # decoders raise many types, and return no partial result
             if is_out_of_gpu_memory(error):
                 raise
             if len(contents) == 1:
                 return [None]
             pairs = zip(contents, files, strict=True)
-            return [self._images(content, [file], stream)[0] for content, file in pairs]
+            return [self._images(decode, content, [file], stream)[0] for content, file in pairs]
         # nvJPEG may decode a grey file to one channel.
         rgb = [image.expand(3, -1, -1) if len(image) == 1 else image for image in images]
         return [
@@ -157,13 +166,14 @@ class DeviceDecoder:
         ]
 
 
-def _pixels(content: Tensor, files: Sequence[FilePlace]) -> list[Tensor]:
-    """Return adjacent boxes of images in memory, [H W 3] each, as [3 H W] without a copy."""
-    parts = content.split([file.length for file in files])
-    return [
-        part.view(file.height, file.width, 3).permute(2, 0, 1)  # einops is slower, for each image
-        for part, file in zip(parts, files, strict=True)
-    ]
+def _copied(rows: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Copy images [H W 3] to a device, adjacent in memory, as views [3 H W]."""
+    sizes = [each.nbytes for each in rows]
+    parts = torch.empty(sum(sizes), dtype=torch.uint8, device=device).split(sizes)
+    parts = [part.view(each.shape) for part, each in zip(parts, rows, strict=True)]
+    # One call for all, which releases the GIL; asynchronous if the memory is pinned.
+    torch._foreach_copy_(parts, list(rows), non_blocking=True)
+    return [part.permute(2, 0, 1) for part in parts]  # einops would be slower
 
 
 def _chunks(files: Sequence[FilePlace]) -> Iterator[list[FilePlace]]:

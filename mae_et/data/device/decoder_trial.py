@@ -99,7 +99,7 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 def _decode(packed: PackedBatch, decoder: DeviceDecoder, views: Any) -> tuple[Tensor, float]:
     """Return a micro-batch's images on the CPU, made as in training, and seconds per image."""
-    if decoder.device.type == "cuda" and decoder.decode is not None:  # as the loader does
+    if decoder.device.type == "cuda":  # as the loader does
         packed = packed._replace(content=packed.content.pin_memory())
     with decoded_ahead(iter([packed]), decoder, views) as batches:  # also warms up the library
         (batch,) = batches

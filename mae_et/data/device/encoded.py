@@ -2,14 +2,16 @@
 
 A sample is a JPEG's bytes with the box, flip and mask noise that `TrainDataset` would apply: they
 are drawn in the same way from the same (seed, epoch, sample), and need only the size of the image,
-which is in its header. Of images in memory (`data.cache`), it is the pixels of the box. For files
-that are not JPEGs for a GPU (see `jpeg_header`), and for substitutes of unreadable images, the
-dataset makes finished views.
+which is in its header. Images in memory (`data.cache`) stay there. For files that are not JPEGs for
+a GPU (see `jpeg_header`), and for substitutes of unreadable images, the dataset makes finished
+views.
 
-A micro-batch leaves its process as a few tensors: all contents are in one buffer.
+A micro-batch leaves its process as one buffer of all contents and a few small arrays, which are
+pickled: for a tensor, processes would exchange a file descriptor, in several turns.
 """
 
 import contextlib
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -33,14 +35,13 @@ MAX_DEVICE_PIXELS = 2**25
 
 
 class EncodedView(NamedTuple):
-    """A JPEG, or a box of an image in memory, and the random view to make of it."""
+    """A JPEG, or an image in memory, and the random view to make of it."""
 
     content: np.ndarray
-    """A file, uint8 [bytes], or pixels, uint8 [H W 3]."""
+    """A file, uint8 [bytes]; empty for an image in memory."""
     header: JpegHeader
-    """Of the file, or the size of the pixels."""
+    """Of the file, or the size of the image in memory."""
     box: PixelBox
-    """In the image, or all of the pixels."""
     flip: bool
     noise: Tensor
     """float32 [N]."""
@@ -78,15 +79,15 @@ class PackedBatch(NamedTuple):
 
     content: Tensor
     """uint8 [bytes]: all contents, concatenated."""
-    files: Tensor
+    files: np.ndarray
     """int64 [F 9]: one row per file, the numbers of `FilePlace`."""
     views: Tensor
     """uint8 [B-F C S S]: finished views, in order; empty if there are none."""
-    indices: Tensor
+    indices: np.ndarray
     """int64 [B 3]: the sample indices."""
-    noise: Tensor
-    stage: Tensor
-    replaced: Tensor
+    noise: np.ndarray
+    stage: np.ndarray
+    replaced: np.ndarray
     """See `Batch`."""
 
     def file_places(self) -> list[FilePlace]:
@@ -129,16 +130,16 @@ class EncodedDataset(Dataset[Any]):
             (i, each.content.nbytes, each.header.height, each.header.width, *each.box, each.flip)
             for i, each in files
         ]
-        indices = torch.tensor([each.sample_index for each in samples])
+        indices = np.array([each.sample_index for each in samples])
         replaced = [getattr(each, "replaced", NOT_REPLACED) for each in samples]
         return PackedBatch(
             _joined([each for _, each in files]),
-            torch.tensor(rows, dtype=torch.int64).reshape(-1, 9),
+            np.array(rows, dtype=np.int64).reshape(-1, 9),
             torch.stack(views) if views else torch.empty(0, dtype=torch.uint8),
             indices,
-            torch.stack([each.noise for each in samples]),
-            indices[:, 2].clone(),
-            torch.stack(replaced),
+            torch.stack([each.noise for each in samples]).numpy(),
+            indices[:, 2].copy(),
+            torch.stack(replaced).numpy(),
         )
 
 
@@ -146,14 +147,12 @@ def read_encoded(dataset: TrainDataset, index: SampleIndex) -> EncodedView | Non
     """Read a sample and draw its view; None if the device cannot make it."""
     source = dataset.source
     if isinstance(source, CachedDataset):
-        pixels = source.pixels(index.sample)
-        if pixels is None or pixels.size > 3 * MAX_DEVICE_PIXELS:
+        shape = source.size(index.sample)
+        if shape is None or math.prod(shape) > MAX_DEVICE_PIXELS:
             return None
-        box, flip, noise = dataset.draw_view(index, *pixels.shape[:2])
-        top, left, height, width = map(int, box)
-        whole = (0, 0, height, width)
-        content = pixels[top : top + height, left : left + width]
-        return EncodedView(content, JpegHeader(height, width, ()), whole, flip, noise, index)
+        box, flip, noise = dataset.draw_view(index, *shape)
+        empty, whole_box = np.empty(0, np.uint8), round_box(box, *shape)
+        return EncodedView(empty, JpegHeader(*shape, ()), whole_box, flip, noise, index)
     assert isinstance(source, DecodedDataset)
 
     def sample_box(height: int, width: int) -> Box:
@@ -180,7 +179,7 @@ def _joined(views: Sequence[EncodedView]) -> Tensor:
     buffer, start = joined.numpy(), 0
     for view in views:
         end = start + view.content.nbytes
-        buffer[start:end].reshape(view.content.shape)[...] = view.content
+        buffer[start:end] = view.content
         for position in view.header.exif:
             buffer[start + position] = APP_UNUSED
         start = end
