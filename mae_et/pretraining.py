@@ -34,7 +34,7 @@ from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
 from mae_et.training.metrics import pretraining_figures
 from mae_et.training.online_probe import OnlineProbe
-from mae_et.training.opening import open_training_images, say_state
+from mae_et.training.opening import open_training_images, say_command
 from mae_et.training.optim import build_optimizer
 from mae_et.training.periodic import Periodic
 from mae_et.training.plan import make_plan
@@ -69,7 +69,7 @@ def pretrain(config: PretrainConfig, stop_after_step: int | None = None) -> Path
         Interrupted: a signal asked to stop; the state is saved.
     """
     config = typed(config, PretrainConfig)
-    say_state("pretrain", config)
+    say_command("pretrain", config)
     train_run(Pretraining(config), stop_after_step)
     return config.output.dir
 

@@ -40,7 +40,7 @@ from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import autocast
-from mae_et.training.opening import say_state
+from mae_et.training.opening import say_command
 from mae_et.training.periodic import Periodic
 from mae_et.training.run import Run
 from mae_et.training.session import train_run
@@ -60,7 +60,7 @@ def classify(config: ClassifierConfig) -> dict[str, Any]:
         Interrupted: a signal requested a stop; the state is saved.
     """
     config = typed(config, ClassifierConfig)
-    say_state("classify", config)
+    say_command("classify", config)
     train_run(Classification(config))
     return json.loads((config.output.dir / "results.json").read_text(encoding="utf-8"))
 

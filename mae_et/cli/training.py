@@ -13,7 +13,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.data.datasets import ImageDataset, open_dataset
 from mae_et.errors import UserError
 from mae_et.runtime.console import is_main, say
-from mae_et.training.opening import open_early, open_training_images, say_state
+from mae_et.training.opening import open_early, open_training_images, say_command
 
 
 def _demo_config(name: str, arguments: Arguments) -> PretrainConfig:
@@ -32,7 +32,7 @@ def demo(config: PretrainConfig) -> dict[str, Any]:
     from mae_et.pretraining import Pretraining
     from mae_et.training.session import train_run
 
-    say_state("demo", config)
+    say_command("demo", config)
     config, source = _open_demo_images(config)  # of a finished demo too: its batch depends on them
     train_run(Pretraining(config, source))
     if not is_main():

@@ -171,7 +171,7 @@ def _build(parser: ArgumentParser, kind: type[Config], parse: Callable[[], Names
         values = dict(parser.instantiate(parse()).items())
         return kind(**{name: value for name, value in values.items() if name in names})
     except REFUSALS as error:
-        raise UserError(one_sentence(error)) from None
+        raise UserError(one_sentence(error, kind)) from None
 
 
 def _checked(name: str, kind: type[Any]) -> Path:

@@ -1,10 +1,11 @@
 """Reword the config parser's errors for users."""
 
 import re
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from mae_et.config.key_checks import type_of
 from mae_et.config.suggestions import keys_of, suggest_key
 from mae_et.errors import one_line
 
@@ -57,8 +58,11 @@ def in_flags(sentence: str, parser: ArgumentParser, kind: type[Any], words: list
     return f"there is no flag {unknown[1]}{meant}"
 
 
-def one_sentence(error: BaseException | str) -> str:
-    """Put a parser's message on one line, with types in a user's words."""
+def one_sentence(error: BaseException | str, config: Any = None) -> str:
+    """Put a parser's message on one line, with types in a user's words: those of a kind of config.
+
+    A list of words is suggested as such (`[fp32, bf16]`) if the kind is given.
+    """
     message = re.sub(r"<class '([\w.]+)'>|typing\.(?=Literal)", r"\1", one_line(error))
     section = _WRONG_SECTION.fullmatch(message)
     if section:
@@ -66,14 +70,19 @@ def one_sentence(error: BaseException | str) -> str:
         option = re.fullmatch(r"Option '(\w+)' is not accepted", inner)
         if option:
             return f"there is no key {key}.{option[1]}"
-        return one_sentence(inner.replace('Parser key "', f'Parser key "{key}.', 1))
+        return one_sentence(inner.replace('Parser key "', f'Parser key "{key}.', 1), config)
     mapping = _WRONG_MAPPING.fullmatch(message)
     if mapping:
         return f"{mapping['key']}: write {TYPES['dict']}, with a space after each colon"
     wrong = _WRONG_TYPE.fullmatch(message) or _WRONG_UNION.fullmatch(message)
     if not wrong:
         return message
-    return f"{wrong['key']} must be {_kinds(wrong['types'])}, got {wrong['value']}"
+    kinds = _kinds(wrong["types"])
+    item = next(iter(get_args(type_of(wrong["key"], config))), None)
+    if item is str or get_origin(item) is Literal:
+        words = get_args(item) or (wrong["value"],)
+        kinds = kinds.replace("[1, 2]", f"[{', '.join(words)}]")
+    return f"{wrong['key']} must be {kinds}, got {wrong['value']}"
 
 
 def _kinds(types: str) -> str:

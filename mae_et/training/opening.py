@@ -6,13 +6,12 @@ data and plan are reported at once.
 
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, TypeVar
 
-from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
+from mae_et.checkpoints.listing import list_checkpoints
 from mae_et.config.data import DataConfig
 from mae_et.config.probe import OnlineProbeConfig
-from mae_et.config.schema import OutputConfig, PretrainConfig
+from mae_et.config.schema import OutputConfig, PretrainConfig, RunConfig
 from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
 from mae_et.data.layout import ROOTED, check_outside
 from mae_et.io.metrics_file import METRICS
@@ -27,41 +26,36 @@ Data = TypeVar("Data")
 
 
 def open_early(command: str, config: Any, read: Callable[[Any], Data]) -> Data | None:
-    """Print the state of a run, and open its data before PyTorch is loaded.
+    """Name a run, and open its data before PyTorch is loaded.
 
     None, for `train_run` to open it, if other ranks have to join first or the run is finished.
     """
-    finished = say_state(command, config)
+    say_command(command, config)
+    folder = config.output.dir
+    rewrites = missing_outputs(config) and list_checkpoints(folder / "checkpoints")
+    finished = (folder / RESULTS).exists() and not rewrites
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     return read(config) if alone and not finished else None
 
 
-def say_state(command: str, config: Any) -> bool:
-    """Print the state of a run's folder on the main rank; return whether the run is finished."""
-    folder = config.output.dir
-    check_outside(config.data, folder)
-    step, missing = _newest_step(folder), missing_outputs(config)
-    finished = (folder / RESULTS).exists()
-    rows = folder / METRICS  # without a checkpoint where old files were purged
-    trained = rows.is_file() and rows.stat().st_size > 0
-    state = "starts again, for there is no checkpoint" if trained else "new"
-    if step:
-        state = f"resumes; newest checkpoint: step {step:,}"
-    if finished:
-        state = "finished before"
-        if missing and step:
-            finished = False
-            state = f"finished before, without {missing[0]}: writes it from step {step:,}"
+def say_command(command: str, config: Any) -> None:
+    """Name a run's command and folder on the main rank."""
+    check_outside(config.data, config.output.dir)
     if is_main():
-        write_line(f"mae-et {__version__}: {command} in {folder}: {state}")
-    return finished
+        write_line(f"mae-et {__version__}: {command} in {config.output.dir}")
 
 
-def say_built(run: Any) -> None:
-    """Describe a built `Run` on the main rank; every rank must call this."""
-    if run.state.step != _newest_step(run.config.output.dir):
-        say_facts(start=f"after step {run.state.step:,}")
-    say_facts(**describe_run(run))
+def describe_start(config: RunConfig, step: int) -> str:
+    """Describe where a run starts, which has not written to its folder yet."""
+    folder = config.output.dir
+    if not step:
+        rows = folder / METRICS  # without a checkpoint where old files were purged
+        again = rows.is_file() and rows.stat().st_size > 0
+        return "starts again, for there is no checkpoint" if again else "new"
+    if (folder / RESULTS).exists() and (missing := missing_outputs(config)):
+        return f"finished before, without {missing[0]}: writes it from step {step:,}"
+    resumes = list_checkpoints(folder / "checkpoints")  # not those of a run that it continues
+    return f"{'resumes' if resumes else 'new,'} after step {step:,}"
 
 
 def say_facts(**facts: str) -> None:
@@ -69,10 +63,6 @@ def say_facts(**facts: str) -> None:
     for name, fact in facts.items():
         if is_main():
             write_line(f"{name:<8}{fact}")
-
-
-def _newest_step(folder: Path) -> int:
-    return max(map(checkpoint_step, list_checkpoints(folder / "checkpoints")), default=0)
 
 
 def open_training_images(

@@ -39,7 +39,7 @@ from mae_et.training.build import build_run
 from mae_et.training.checkpoint_writer import CheckpointWriter
 from mae_et.training.environment import ENVIRONMENT, describe_environment
 from mae_et.training.loop import train
-from mae_et.training.opening import say_built
+from mae_et.training.opening import describe_run, describe_start, say_facts
 from mae_et.training.plan import resumed_plan
 from mae_et.training.resume import branch
 from mae_et.training.resume.find_checkpoint import find_checkpoint
@@ -92,6 +92,8 @@ def train_run(task: Task, stop_after_step: int | None = None) -> None:
     config = task.config
     with distributed_session(config, config.efficiency) as (world, stopped):
         saved, finished = find_checkpoint(config, world)
+        if finished:
+            say_facts(start="finished before")
         if finished or (saved and stop_after_step is not None and saved["step"] >= stop_after_step):
             return
         with fail_together(world):
@@ -104,7 +106,7 @@ def train_run(task: Task, stop_after_step: int | None = None) -> None:
         plan = resumed_plan(config, saved, task.make_plan(model, len(source)))
         run = build_run(task, model, plan, world, saved, stopped, stop_after_step)
         del saved  # its tensors are in the run now
-        say_built(run)
+        say_facts(**describe_run(run))
         dataset = task.augment(model, images, plan)
         train_and_record(task, run, dataset, provenance | initial, files | task.files(run))
 
@@ -158,6 +160,7 @@ def run_records(run: Run, files: Mapping[str, str]) -> Iterator[RunLogger | None
         # Of a killed process, before this one needs the space.
         for place in (folder, folder / "reconstructions", checkpoints):
             remove_leftovers(place)
+        say_facts(start=describe_start(run.config, run.state.step))
         rename_damaged_after(checkpoints, run.state.step)
         prune_checkpoints(checkpoints, output.keep_last, run.keeps)
         plan = json.dumps(run.plan.to_dict(), indent=1)

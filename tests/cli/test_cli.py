@@ -319,7 +319,7 @@ def test_the_demo_on_own_images_writes_to_a_folder_of_its_own(
     images = 30 if labelled else 32
     assert f"optim.batch_size {images}, all training images, not 64" in shown.err
     assert main(["demo", *flags]) == 0
-    assert "demo in runs/demo-photos: finished before" in capsys.readouterr().err
+    assert "demo in runs/demo-photos\nstart   finished before\n" in capsys.readouterr().err
     results = last_json(shown.out)
     assert results["run"] == "runs/demo-photos"
     assert ("linear" in results) == labelled

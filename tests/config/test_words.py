@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.launches import LaunchesConfig
+from benchmarks.quality import QualityConfig
+from benchmarks.step import StepConfig
 from finetune import ClassifierConfig, ProbeConfig
 from mae_et import PretrainConfig, UserError, load_config
 from mae_et.cli.arguments import config_of
@@ -197,6 +200,22 @@ def test_a_typo_in_yaml_is_reported_with_its_line_and_the_closest_key(
 def test_a_wrong_type_is_named_in_plain_english(flag: str, sentence: str) -> None:
     with pytest.raises(UserError) as refused:
         load_config(PretrainConfig, [], [flag])
+    assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag", "sentence"),
+    [
+        (StepConfig, "--precisions=fp32", "list such as [auto, fp32, bf16, fp16], got fp32"),
+        (QualityConfig, "--arms=plain", "arms must be a list such as [plain], got plain"),
+        (LaunchesConfig, "--bandwidths=96", "bandwidths must be a list such as [1, 2], got 96"),
+    ],
+)
+def test_a_list_is_suggested_of_items_of_the_key_s_type(
+    kind: type, flag: str, sentence: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        load_config(kind, [], [flag])
     assert sentence in str(refused.value)
 
 

@@ -7,7 +7,7 @@ from image_files import encoded, write_shard
 
 import mae_et
 from mae_et.pretraining import Pretraining
-from mae_et.training.opening import open_early, open_training_images, say_state
+from mae_et.training.opening import open_early, open_training_images, say_command
 from mae_et.training.session import train_run
 
 
@@ -26,12 +26,12 @@ def test_block_says_what_a_run_is_before_its_first_step(tiny, capfd) -> None:
     config = tiny("--efficiency.micro_batch=6")
     source = open_early("pretrain", config, open_training_images)
     head, *lines = capfd.readouterr().err.splitlines()
-    assert head == f"mae-et {mae_et.__version__}: pretrain in {config.output.dir}: new"
+    assert head == f"mae-et {mae_et.__version__}: pretrain in {config.output.dir}"
     facts = block("\n".join(lines))
     assert facts == {"data": "synthetic, training split: 40 images, 10 classes"}
     train_run(Pretraining(config, source), stop_after_step=1)
     facts = block(capfd.readouterr().err)
-    assert list(facts) == ["model", "plan", "cost", "device", "passes", "curves"]
+    assert list(facts) == ["model", "plan", "cost", "device", "passes", "curves", "start"]
     model = mae_et.MaskedAutoencoder.from_config(config.model)
     parameters = sum(p.numel() for p in model.encoder.parameters())
     assert f"{parameters / 1e3:.4g}k parameters" in facts["model"]
@@ -40,13 +40,23 @@ def test_block_says_what_a_run_is_before_its_first_step(tiny, capfd) -> None:
     assert facts["plan"] == "25 steps of 12 images, 3 stages at 16 / 24 / 32 px"
     assert facts["passes"] == "micro-batch 12 / 6, not compiled"
     assert facts["curves"] == f"tensorboard --logdir {config.output.dir}"
+    assert facts["start"] == "new"
     mae_et.pretrain(config, stop_after_step=2)
-    head, *_ = capfd.readouterr().err.splitlines()
-    assert head.endswith(": resumes; newest checkpoint: step 1")
+    assert block(capfd.readouterr().err)["start"] == "resumes after step 1"
     shutil.rmtree(config.output.dir / "checkpoints")
     mae_et.pretrain(config, stop_after_step=1)
-    head, *_ = capfd.readouterr().err.splitlines()
-    assert head.endswith(": starts again, for there is no checkpoint")
+    start = block(capfd.readouterr().err)["start"]
+    assert start == "starts again, for there is no checkpoint"
+
+
+def test_a_refused_run_does_not_say_that_it_resumes(finished, tiny, tmp_path, capfd) -> None:
+    config = tiny(f"--output.dir={finished}", "--optim.base_lr=1e-5")
+    with pytest.raises(mae_et.UserError, match="holds a checkpoint of another run"):
+        mae_et.pretrain(config)
+    (tmp_path / "locked" / ".lock").mkdir(parents=True)
+    with pytest.raises(mae_et.UserError, match="Is a directory"):
+        mae_et.pretrain(tiny(f"--output.dir={tmp_path / 'locked'}"), stop_after_step=1)
+    assert "start " not in capfd.readouterr().err
 
 
 def test_a_finished_run_without_its_encoder_says_that_it_writes_it(finished, capfd) -> None:
@@ -57,12 +67,12 @@ def test_a_finished_run_without_its_encoder_says_that_it_writes_it(finished, cap
     content = encoder.read_bytes()
     encoder.unlink()
     mae_et.pretrain(config)
-    head, *lines = capfd.readouterr().err.splitlines()
-    assert head.endswith(": finished before, without encoder.safetensors: writes it from step 25")
-    assert "data" in block("\n".join(lines))
+    facts = block(capfd.readouterr().err)
+    start = "finished before, without encoder.safetensors: writes it from step 25"
+    assert (facts["start"], "data" in facts) == (start, True)
     assert encoder.read_bytes() == content
     mae_et.pretrain(config)
-    assert capfd.readouterr().err.endswith(": finished before\n")
+    assert capfd.readouterr().err.endswith("\nstart   finished before\n")
 
 
 def test_other_ranks_print_nothing_and_several_ranks_say_the_rest_once_they_have_joined(
@@ -74,7 +84,7 @@ def test_other_ranks_print_nothing_and_several_ranks_say_the_rest_once_they_have
     assert open_training_images(tiny())
     assert list(block(capfd.readouterr().err)) == ["data"]
     monkeypatch.setenv("RANK", "1")
-    assert not say_state("pretrain", tiny())
+    say_command("pretrain", tiny())
     assert open_training_images(tiny())
     assert not capfd.readouterr().err
 
