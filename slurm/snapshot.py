@@ -10,6 +10,7 @@ import finetune
 import mae_et
 import slurm
 from mae_et.config.files import shipped_configs
+from mae_et.runtime.commit import RECORD, code_commit
 
 IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
@@ -17,7 +18,7 @@ IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
 def snapshot(folder: Path) -> Path:
     """Copy this project's packages to a folder named by their content, and return it.
 
-    The same code is copied once. Dependencies (torch, timm) are not copied.
+    The same code of the same commit is copied once. Dependencies (torch, timm) are not copied.
     """
     packages = {
         package.__name__: Path(package.__path__[0]) for package in (mae_et, finetune, slurm)
@@ -30,6 +31,8 @@ def snapshot(folder: Path) -> Path:
     temporary = folder / f".code-{uuid.uuid4().hex}"
     for name, source in packages.items():
         shutil.copytree(source, temporary / name, ignore=IGNORED, dirs_exist_ok=True)
+    if commit := code_commit():
+        (temporary / "mae_et" / RECORD).write_text(commit)
     target = folder / f"code-{_digest(temporary)}"
     try:
         temporary.rename(target)

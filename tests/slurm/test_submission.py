@@ -127,7 +127,8 @@ def test_unexpected_output_of_sbatch_is_one_sentence(programs: Path, capsys) -> 
     assert said.endswith('sbatch output "queued"; squeue shows whether there is a job')
 
 
-def test_job_imports_the_copied_code(place: Path) -> None:
+def test_job_imports_the_copied_code_and_knows_its_commit(place: Path, monkeypatch) -> None:
+    monkeypatch.setattr("slurm.snapshot.code_commit", lambda: "a1b2+")
     code = snapshot(place / "slurm")
     assert snapshot(place / "slurm") == code
     (place / "mae_et").mkdir()
@@ -135,15 +136,18 @@ def test_job_imports_the_copied_code(place: Path) -> None:
     program = (
         "import mae_et, mae_et.benchmarks as benchmarks, finetune, slurm; "
         "from mae_et.config.files import find_config; "
+        "from mae_et.runtime.commit import code_commit; "
         "print(mae_et.__file__, benchmarks.__file__, finetune.__file__, slurm.__file__, "
-        "find_config('demo'))"
+        "find_config('demo'), code_commit())"
     )
     environment = os.environ | {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, cwd=place
     )
     assert done.returncode == 0, done.stderr
-    assert all(path.startswith(str(code)) for path in done.stdout.split())
+    *paths, commit = done.stdout.split()
+    assert all(path.startswith(str(code)) for path in paths)
+    assert commit == "a1b2+"
 
 
 def test_a_lab_s_umask_holds_for_the_run_but_not_for_pickles_and_code(
