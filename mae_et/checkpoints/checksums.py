@@ -1,19 +1,18 @@
 """Checksums stored inside the files they cover, so that file and checksum cannot be separated.
 
 A zip archive's own CRC-32 covers its entries, but not the directory that locates them. A SHA-256 of
-the whole file is therefore written as the archive's comment, which zip readers skip;
+the whole archive therefore follows it (in older files as its comment), which zip readers skip;
 `head -c -71 FILE | sha256sum` recomputes it. safetensors has no checksum: there the SHA-256 is an
-entry of the metadata, computed with zeros in its place.
+entry of the metadata, computed with zeros in its place. Those of small records are apart, in
+`mae_et/io/seals.py`, as commands that read records load no PyTorch.
 """
 
 import hashlib
 import json
-import os
-import struct
 from collections.abc import Mapping
 from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors.torch import save as safetensors_bytes
@@ -23,7 +22,6 @@ from mae_et.io.seals import check_digest
 from mae_et.runtime.watchdog import heartbeat
 
 _TAG = b"sha256:"
-_COMMENT = len(_TAG) + 64
 _BEGIN = b"PK\x03\x04"
 # The last record of a zip archive: its signature, and its length without the comment after it.
 _END, _END_LENGTH = b"PK\x05\x06", 22
@@ -47,10 +45,10 @@ def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 class SealedArchive:
-    """An archive written front to back, with its SHA-256 computed on the way, as its comment.
+    """An archive written front to back, with its SHA-256 computed on the way, and appended.
 
-    The last record, which has the length of the comment, is held back until `seal`. Nothing is
-    buffered in Python: a process forked meanwhile (a loader worker) has nothing to write.
+    Nothing is buffered in Python: a process forked meanwhile (a loader worker) has nothing to
+    write.
     """
 
     error: OSError | None = None
@@ -60,49 +58,31 @@ class SealedArchive:
     def __init__(self, file: RawIOBase):
         self.file = file
         self._digest = hashlib.sha256()
-        self._end = b""
 
     def write(self, content: Any) -> int:
         """Write bytes, and return how many: all of them."""
-        view = memoryview(content).cast("B")
-        length = len(view)
-        if length < _END_LENGTH:
-            view = memoryview(self._end + view.tobytes())
-        else:
-            self._put(self._end)
-        kept = max(0, len(view) - _END_LENGTH)
-        self._put(view[:kept])
-        self._end = view[kept:].tobytes()
-        return length
-
-    def flush(self) -> None:
-        """Do nothing: `torch.save` requires the method."""
-
-    def seal(self) -> None:
-        """Write the last record, with the SHA-256 of the archive as its comment.
-
-        Raises:
-            ValueError: what was written is not an archive, or has a comment.
-        """
-        if not _is_end_without_comment(self._end):
-            raise ValueError("not an archive without a comment")
-        self._put(self._end[:-2] + struct.pack("<H", _COMMENT))
-        self._put(_TAG + self._digest.hexdigest().encode("ascii"))
-
-    def _put(self, content: bytes | memoryview) -> None:
         heartbeat()  # a slow disk is not a hang, as long as it writes one tensor after the other
-        self._digest.update(content)
-        left = memoryview(content)
+        left = memoryview(content).cast("B")
+        length = len(left)
+        self._digest.update(left)
         try:
             while left:  # the system may write a part, as of more than 2 GiB
                 left = left[self.file.write(left) :]
         except OSError as error:
             self.error = error
             raise
+        return length
+
+    def flush(self) -> None:
+        """Do nothing: `torch.save` requires the method."""
+
+    def seal(self) -> None:
+        """Append the SHA-256 of the archive."""
+        self.write(_TAG + self._digest.hexdigest().encode("ascii"))
 
 
 def check_archive(path: Path) -> bool:
-    """Compare an archive with the checksum in its comment; False if it has none."""
+    """Compare an archive with the checksum at its end; False if it has none."""
     try:
         return check_digest(path, _TAG)
     except ValueError as error:
@@ -114,7 +94,9 @@ def is_cut_short(path: Path) -> bool:
     size = path.stat().st_size
     with path.open("rb") as file:
         if _BEGIN.startswith(file.read(len(_BEGIN))):
-            return not _ends_without_comment(file)
+            file.seek(max(0, size - _END_LENGTH))
+            end = file.read()
+            return not (len(end) == _END_LENGTH and end.startswith(_END) and end.endswith(b"\0\0"))
         file.seek(0)
         length = int.from_bytes(file.read(8), "little")
         if file.read(1) != b"{":
@@ -128,16 +110,6 @@ def is_cut_short(path: Path) -> bool:
         return max(ends, default=0) > size - 8 - length
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False  # a damaged header: the length it describes is unknown
-
-
-def _ends_without_comment(file: BinaryIO) -> bool:
-    length = file.seek(0, os.SEEK_END)
-    file.seek(max(0, length - _END_LENGTH))
-    return _is_end_without_comment(file.read())
-
-
-def _is_end_without_comment(end: bytes) -> bool:
-    return len(end) == _END_LENGTH and end.startswith(_END) and end.endswith(b"\0\0")
 
 
 def sealed_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:

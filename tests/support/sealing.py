@@ -6,7 +6,7 @@ from mae_et.checkpoints.checksums import SealedArchive
 
 
 def seal_archive(path: Path) -> None:
-    """Write an archive again, with its SHA-256; a ValueError if it is none, or has a comment."""
+    """Write an archive again, with its SHA-256."""
     content = path.read_bytes()
     with path.open("rb+", buffering=0) as file:
         archive = SealedArchive(file)
