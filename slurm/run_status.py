@@ -1,26 +1,25 @@
 """Determine the status of runs from SLURM if it answers, otherwise only from their folders."""
 
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
+from typing import TypeVar
 
-from mae_et.curriculum.plan import read_plan
 from mae_et.errors import UserError, listed
 from mae_et.io.atomic import MACHINE, process_exists
 from mae_et.io.lock import writer_has_ended
-from mae_et.io.metrics_file import METRICS, SCORES, Row, is_plausible, read_metrics
-from mae_et.io.plain_files import read_mapping
+from mae_et.io.metrics_file import METRICS, Row, is_plausible
 from mae_et.io.score_records import RESULTS
 from mae_et.monitoring.figures import seconds_left
-from mae_et.monitoring.run_figures import figures_of, settings_of
+from mae_et.monitoring.run_record import RunRecord
 from mae_et.runtime.console import notify
 from slurm.events import Event, events_file, read_events, submitted
 from slurm.history import last_error, restarts
 from slurm.squeue import TERMINAL, JobState, job_states
 
+Read = TypeVar("Read")
 # A run without a job counts as stopped after this long without a row of metrics.
 SILENCE_SECONDS = 120.0
 SILENCE_ROWS = 10
@@ -117,14 +116,12 @@ def _statuses(runs: Sequence[Path]) -> list[RunStatus]:
 def _status(
     run: Path, events: list[Event], job: str | None, known: dict[str, JobState]
 ) -> RunStatus:
-    rows = [row for row in _read(run, METRICS) if _is_whole(row)]
-    row: Row = rows[-1] if rows else {}
-    plan = None
-    with suppress(UserError):
-        plan = read_plan(run / "plan.json")
+    record = RunRecord(run)
+    row = _readable(lambda: record.last_row) or {}
+    plan = _readable(lambda: record.plan)
     starts = [event for event in events if event["event"] == "started"]
     said = known.get(job) if job else None
-    state = _state(run, events, said, rows)
+    state = _state(record, events, said, row)
     running = state in {"running", "completing"}
     return RunStatus(
         run=str(run),
@@ -140,39 +137,32 @@ def _status(
         eta=seconds_left(row) if row and running else None,
         restarts=restarts(events, job, said.starts if said else 0),
         lost=sum(event.get("lost", 0) for event in starts),
-        scores=_scores(run),
+        scores=_scores(record),
         error=_error(run, events, job, state),
     )
 
 
-def _read(run: Path, name: str) -> list[Row]:
+def _readable(read: Callable[[], Read]) -> Read | None:
+    """Return what a run records; None if its file is damaged or cannot be read."""
     try:
-        return read_metrics(run, name)
-    except OSError:
-        return []
+        return read()
+    except (OSError, UserError):
+        return None
 
 
-def _scores(run: Path) -> dict[str, float]:
-    """Return the plausible values of the last row of scores, or of the results if there are any."""
-    rows = _read(run, SCORES)
+def _scores(record: RunRecord) -> dict[str, float]:
+    """Return the values of the last row of scores, or of the results if there are any."""
+    rows = _readable(lambda: record.scores)
     given: Row = dict(rows[-1]) if rows else {}
-    if (run / RESULTS).exists():
-        with suppress(UserError):
-            given |= figures_of(run, settings_of(run))
+    if record.has_results:
+        given |= _readable(lambda: record.figures) or {}
     return {key: given[key] for key in SHOWN_SCORES if is_plausible(given.get(key))}
 
 
-def _is_whole(row: Row) -> bool:
-    """Return whether the values of a row that are shown or used are plausible."""
-    given = [row.get(key) for key in ("step", "stage", "time", "seconds", "compute")]
-    keys = ("bandwidth", "loss", "images_per_second", "window_seconds")
-    return all(map(is_plausible, (*given, *(row.get(key) or 0 for key in keys))))
-
-
-def _state(run: Path, events: list[Event], said: JobState | None, rows: list[Row]) -> str:
-    last = events[-1] if events else None
-    if (run / RESULTS).exists() and not _is_scored_again(run, last):
-        return "finished" if _has_results(run) else "damaged"
+def _state(record: RunRecord, events: list[Event], said: JobState | None, row: Row) -> str:
+    run, last = record.folder, events[-1] if events else None
+    if record.has_results and not _is_scored_again(run, last):
+        return "damaged" if _readable(lambda: record.results) is None else "finished"
     if last and last["event"] == "finished":
         return "finished"
     if said is not None and said.state != "COMPLETED":
@@ -191,11 +181,11 @@ def _state(run: Path, events: list[Event], said: JobState | None, rows: list[Row
     ended = writer_has_ended(run, since=last["time"] if last else 0.0)
     if ended:
         return "stopped"
-    if last is sent or not (last or rows):
+    if last is sent or not (last or row):
         return "not started" if ended is None else "running"
     # The run may be on another machine: judge by the age of its last event and row.
-    seen = max(entry["time"] for entry in (*events[-1:], *rows[-1:]))
-    pace = rows[-1].get("window_seconds", 0.0) * SILENCE_ROWS if rows else 0.0
+    seen = max(entry["time"] for entry in (last, row) if entry)
+    pace = row.get("window_seconds", 0.0) * SILENCE_ROWS
     return "stopped" if time.time() - seen > max(SILENCE_SECONDS, pace) else "running"
 
 
@@ -211,14 +201,6 @@ def _reason(events: list[Event], said: JobState | None, state: str) -> str:
         machine = str(submitted(events)["machine"]).partition(" ")[0]
         return f"a process of {machine}: ask there"
     return said.reason if said and state in {"pending", "running"} else ""
-
-
-def _has_results(run: Path) -> bool:
-    try:
-        read_mapping(run / RESULTS)
-    except UserError:
-        return False
-    return True
 
 
 def _error(run: Path, events: list[Event], job: str | None, state: str) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 from mae_et.cli.arguments import Arguments, config_of
 from mae_et.config.schema import OutputConfig
-from mae_et.monitoring import run_figures
 from mae_et.monitoring.figures import results_table
+from mae_et.monitoring.run_record import RunRecord
 from mae_et.runtime.console import is_main, say
 from mae_et.training.opening import curves_command
 
@@ -54,4 +54,4 @@ def results_of(output: OutputConfig) -> dict[str, Any]:
     if not is_main():
         return {}
     say(f"curves: {curves_command(output)}")
-    return {"run": str(output.dir)} | run_figures.results_of(output.dir)
+    return {"run": str(output.dir)} | RunRecord(output.dir).results

@@ -8,7 +8,7 @@ from typing import Any
 
 from mae_et.errors import UserError, listed
 from mae_et.io.metrics_file import is_plausible
-from mae_et.monitoring.run_figures import INNER, figures_of, settings_of
+from mae_et.monitoring.run_record import INNER, RunRecord
 from mae_et.runtime.console import say
 
 ACCURACIES = ("top1", "top5", "best_top1", "raw_top1")
@@ -38,12 +38,14 @@ class Mean:
 
 def read_runs(folders: list[Path], unfinished: Mapping[Path, str]) -> list[ComparedRun]:
     """Read run folders, adding classifiers' accuracies to the run that they started from."""
+    check_existence(folders)
     folders = list({folder.resolve(): folder for folder in folders}.values())
     runs = {}
     for folder, name in zip(folders, names_of(folders), strict=True):
-        settings = settings_of(folder)
-        figures = figures_of(folder, settings)
-        runs[folder] = ComparedRun(name, settings, figures, unfinished.get(folder, ""))
+        record = RunRecord(folder)
+        runs[folder] = ComparedRun(
+            name, record.settings, dict(record.figures), unfinished.get(folder, "")
+        )
     others = [
         folder for folder, run in runs.items() if not (run.settings or run.figures or run.state)
     ]
@@ -93,6 +95,12 @@ def _means(group: list[ComparedRun]) -> dict[str, Any]:
         if len(values) == len(group):
             means[key] = Mean(mean(values), stdev(values)) if len(set(values)) > 1 else first
     return means
+
+
+def check_existence(folders: list[Path]) -> None:
+    """Refuse a missing folder."""
+    for missing in (folder for folder in folders if not folder.exists()):
+        raise UserError(f"there is no run folder {missing}")
 
 
 def no_run(folder: Path) -> UserError:

@@ -25,7 +25,7 @@ from mae_et.data.sources.synthetic import Synthetic
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.monitoring import progress
 from mae_et.monitoring.figures import results_table
-from mae_et.monitoring.run_figures import figures_of, settings_of
+from mae_et.monitoring.run_record import RunRecord
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_scores_of_a_finished_run_are_kept_in_it_for_compare(run, tiny, tmp_path
     path = run / "knn" / "results.json"
     assert f"scores written to {path}" in capsys.readouterr().err
     assert json.loads(path.read_text()) == results
-    assert figures_of(run, settings_of(run))["knn"] == results["knn"]
+    assert RunRecord(run).figures["knn"] == results["knn"]
     path.write_text("")
     finetune.knn(probe(run, tiny, output=tmp_path / "elsewhere"))
     (run / "results.json").unlink()  # an unfinished run has another encoder later
@@ -146,12 +146,12 @@ def test_scores_that_cannot_be_kept_in_a_run_are_printed(
 
 def test_scores_of_other_data_or_settings_are_kept_beside_each_other(run, tiny, capsys) -> None:
     finetune.knn(probe(run, tiny, untrained=True))
-    before = figures_of(run, settings_of(run))
+    before = RunRecord(run).figures
     other = dataclasses.replace(tiny().data, synthetic_val=12)
     finetune.knn(dataclasses.replace(probe(run, tiny, pool="cls"), data=other))
     assert "1 of other data, settings or weights are kept beside it" in capsys.readouterr().err
     finetune.knn(probe(run, tiny))  # again: replaces the first, but for what it lacks
-    found = figures_of(run, settings_of(run))
+    found = RunRecord(run).figures
     assert {key: found[key] for key in before} == before
     assert len([key for key in found if key.endswith("pool=cls knn")]) == 1
     assert len(list((run / "knn").glob("results-*.json"))) == 2

@@ -14,7 +14,7 @@ from mae_et.errors import UserError
 from mae_et.io.metrics_file import SCORES, row_line
 from mae_et.io.score_records import write_record
 from mae_et.monitoring.compare import NOTE, compare
-from mae_et.monitoring.report.records import read_records
+from mae_et.monitoring.report.records import read_runs
 from mae_et.monitoring.tables import markdown_table
 
 
@@ -242,7 +242,7 @@ def test_folders_that_hold_no_run_are_reported_not_compared(tmp_path: Path, caps
     table = compare(CompareConfig([*runs, *others, runs[0]]))
     assert [row["run"] for row in cells(table)] == ["a", "b"]
     assert said in capsys.readouterr().err
-    assert [record.name for record in read_records([*runs, *others])] == ["a", "b"]
+    assert [record.name for record in read_runs([*runs, *others])] == ["a", "b"]
     assert said in capsys.readouterr().err
     (tmp_path / "plots" / "run").mkdir()
     (tmp_path / "plots" / "run" / "config.yaml").touch()

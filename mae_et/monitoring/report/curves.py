@@ -7,13 +7,13 @@ from typing import Any
 from mae_et.io.metrics_file import Row
 from mae_et.monitoring.figures import short
 from mae_et.monitoring.report.charts import Band, Curve, SvgChart, chart
-from mae_et.monitoring.report.records import Record
+from mae_et.monitoring.report.records import ReportedRun
 
 PROBES = {
     "knn": "Probe: kNN (%)", "ridge": "Probe: linear (%)",
     "effective_rank": "Probe: effective rank",
 }  # fmt: skip
-Position = Callable[[Record, float], float | None]
+Position = Callable[[ReportedRun, float], float | None]
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Group:
     """The charts of pre-training runs, or of classifiers."""
 
     title: str
-    records: list[Record]
+    records: list[ReportedRun]
     notes: list[str]
     charts: list[SvgChart]
 
 
-def groups_of(records: Sequence[Record]) -> list[Group]:
+def groups_of(records: Sequence[ReportedRun]) -> list[Group]:
     """Return the charts of the pre-training runs and of the classifiers."""
     kinds = {
         "Pre-training": [record for record in records if not record.is_classifier],
@@ -44,9 +44,9 @@ def groups_of(records: Sequence[Record]) -> list[Group]:
     return [_group(title, found) for title, found in kinds.items() if found]
 
 
-def _group(title: str, records: list[Record]) -> Group:
-    compute, clock, images = _compute(records), _clock(records), Axis("images seen", Record.images)
-    axes = {"compute": compute, "images": images, "time": clock}
+def _group(title: str, records: list[ReportedRun]) -> Group:
+    compute, images = _compute(records), Axis("images seen", ReportedRun.images)
+    axes = {"compute": compute, "images": images, "time": _clock(records)}
     draw = _Drawing(records)
     charts: list[SvgChart | None] = []
     if any(record.scores for record in records):
@@ -74,7 +74,7 @@ def _group(title: str, records: list[Record]) -> Group:
     return Group(title, records, _notes(records), [each for each in charts if each is not None])
 
 
-def _notes(records: list[Record]) -> list[str]:
+def _notes(records: list[ReportedRun]) -> list[str]:
     notes = []
     if any(len({s.bandwidth for s in r.plan.stages}) > 1 for r in records if r.plan):
         notes.append(
@@ -89,17 +89,17 @@ def _notes(records: list[Record]) -> list[str]:
     return notes
 
 
-def _compute(records: list[Record]) -> Axis:
+def _compute(records: list[ReportedRun]) -> Axis:
     """Measure compute in equivalent epochs if they are the same unit in all runs."""
     plans = [record.plan for record in records if record.plan]
     epochs = len({(plan.base_cost, plan.dataset_size) for plan in plans}) <= 1
     units = {record.unit for record in records}
     if epochs or len(units) > 1:
-        return Axis("compute, in equivalent epochs", Record.epochs)
-    return Axis(f"compute, in {units.pop()}", Record.compute)
+        return Axis("compute, in equivalent epochs", ReportedRun.epochs)
+    return Axis(f"compute, in {units.pop()}", ReportedRun.compute)
 
 
-def _clock(records: list[Record]) -> Axis:
+def _clock(records: list[ReportedRun]) -> Axis:
     longest = max((record.seconds(record.step) or 0.0 for record in records), default=0.0)
     unit, size = next(
         (unit, size)
@@ -107,7 +107,7 @@ def _clock(records: list[Record]) -> Axis:
         if longest >= 2 * size or size == 1.0
     )
 
-    def place(record: Record, step: float) -> float | None:
+    def place(record: ReportedRun, step: float) -> float | None:
         seconds = record.seconds(step)
         return None if seconds is None else seconds / size
 
@@ -118,7 +118,7 @@ def _clock(records: list[Record]) -> Axis:
 class _Drawing:
     """Draw runs on the same axes."""
 
-    records: list[Record]
+    records: list[ReportedRun]
 
     def rows(
         self, title: str, axis: Axis, key: str, factor: float = 1.0, from_zero: bool = False
@@ -156,7 +156,7 @@ class _Drawing:
 
     def _curve(
         self,
-        record: Record,
+        record: ReportedRun,
         rows: list[Row],
         axis: Axis,
         key: str,
@@ -177,7 +177,7 @@ class _Drawing:
         return chart(title, axis.label, curves, bands, **more)
 
 
-def _spikes(records: list[Record], axis: Axis) -> list[tuple[float, str]]:
+def _spikes(records: list[ReportedRun], axis: Axis) -> list[tuple[float, str]]:
     """Return the positions of rows marked as loss spikes during training."""
     marks = []
     for record in records:
@@ -188,7 +188,7 @@ def _spikes(records: list[Record], axis: Axis) -> list[tuple[float, str]]:
     return marks
 
 
-def _bands(record: Record, axis: Axis) -> list[Band]:
+def _bands(record: ReportedRun, axis: Axis) -> list[Band]:
     """Return the intervals of equal bandwidth on an axis, up to the last step done."""
     bands: list[Band] = []
     for stage in record.plan.stages if record.plan else ():

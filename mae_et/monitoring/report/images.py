@@ -8,14 +8,14 @@ from pathlib import Path
 from PIL import Image
 
 from mae_et.monitoring.figures import spread
-from mae_et.monitoring.report.records import Record
+from mae_et.monitoring.report.records import ReportedRun
 from mae_et.monitoring.saved_images import saved_images
 
 IMAGES = 3
 WIDTH = 920  # pixels: four panels of 224 and their frames
 
 
-def embedded_images(record: Record) -> list[tuple[str, str]]:
+def embedded_images(record: ReportedRun) -> list[tuple[str, str]]:
     """Return captions and data URIs of a few images, from the first to the last."""
     saved = saved_images(record.folder, record.step)
     found = []

@@ -21,7 +21,7 @@ from mae_et.monitoring.figures import (
 from mae_et.monitoring.report.charts import FRAME
 from mae_et.monitoring.report.curves import Group, groups_of
 from mae_et.monitoring.report.images import embedded_images
-from mae_et.monitoring.report.records import Record, read_records
+from mae_et.monitoring.report.records import ReportedRun, read_runs
 from mae_et.monitoring.report.stages import stages, staircase
 from mae_et.version import __version__
 
@@ -51,14 +51,14 @@ def report(runs: list[Path], output: Path) -> Path:
     if output.is_dir():
         raise UserError(f"--output {output} is a folder")
     check_replaceable(output, r"\s*<!doctype html>.*mae-et</title>", "output")
-    html = render(read_records(runs))
+    html = render(read_runs(runs))
     with refuse_unwritable(f"--output {output}"):
         # File names may contain bytes that are not UTF-8.
         write_atomically(output, lambda path: path.write_bytes(html.encode("utf-8", "replace")))
     return output
 
 
-def render(records: list[Record]) -> str:
+def render(records: list[ReportedRun]) -> str:
     """Return the page; all text is escaped."""
     groups = groups_of(records)
     return _template().render(
@@ -85,7 +85,7 @@ def _template() -> Template:
     return environment.get_template("page.html")
 
 
-def _section(record: Record) -> dict[str, Any]:
+def _section(record: ReportedRun) -> dict[str, Any]:
     """Return what the page shows of one run."""
     facts = ((name, _fact(record, keys)) for name, keys in FACTS.items())
     return {
@@ -100,13 +100,13 @@ def _section(record: Record) -> dict[str, Any]:
     }
 
 
-def _fact(record: Record, keys: tuple[str, ...]) -> str:
+def _fact(record: ReportedRun, keys: tuple[str, ...]) -> str:
     found = [record.settings[key] for key in keys if key in record.settings]
     nothing = "synthetic" if found and "data.name" in keys else ""
     return next((str(value) for value in found if value is not None), nothing)
 
 
-def _state(record: Record) -> str:
+def _state(record: ReportedRun) -> str:
     if record.finished:
         return "finished"
     if not record.rows:
@@ -123,7 +123,7 @@ def _local(seconds: float) -> time.struct_time:
         return time.localtime(0)
 
 
-def _tiles(record: Record) -> list[tuple[str, str]]:
+def _tiles(record: ReportedRun) -> list[tuple[str, str]]:
     found = record.figures
     first = ("top1", "best_top1", "top5", "loss", "val_loss", "knn", "linear", "probe_knn")
     keys: list[str] = [key for key in first if key in found]
@@ -143,7 +143,7 @@ def _tiles(record: Record) -> list[tuple[str, str]]:
     return [(name, text) for name, text in tiles if text]
 
 
-def _scalars(record: Record) -> list[tuple[str, Any]]:
+def _scalars(record: ReportedRun) -> list[tuple[str, Any]]:
     """Return all final figures that are numbers or strings, including those of inner runs."""
     flat = record.results | {k: v for k, v in record.figures.items() if k not in record.results}
     return [(k, v) for k, v in flat.items() if isinstance(v, (int, float, str))]

@@ -4,7 +4,7 @@ from itertools import groupby
 from typing import Any
 
 from mae_et.curriculum.plan import Plan
-from mae_et.monitoring.report.records import Record
+from mae_et.monitoring.report.records import ReportedRun
 from mae_et.monitoring.stages import rows_of_stage, summarise_stages
 
 
@@ -28,7 +28,7 @@ def staircase(plan: Plan, step: int) -> list[dict[str, Any]]:
     return stairs
 
 
-def stages(record: Record, plan: Plan) -> list[dict[str, Any]]:
+def stages(record: ReportedRun, plan: Plan) -> list[dict[str, Any]]:
     """Return a table row for each stage, with None for values not known yet."""
     found = summarise_stages(record.rows, plan)
     fastest = max((each["images_per_second"] or 0 for each in found), default=0) or 1
