@@ -70,8 +70,12 @@ class TensorBoardWriter:
             self.add_scores(row)
         self._add_saved_images(last=rows[-1]["step"] if rows else 0)
         self.writer.flush()
-        # Truncated, not deleted: an open TensorBoard would wait forever at a deleted file.
+        # Truncated now and deleted at the next start: an open TensorBoard would wait forever at a
+        # deleted file, but has left one that was already empty.
         for path in old:
+            if path.stat().st_size == 0:
+                path.unlink()
+                continue
             with open(path, "ab", opener=no_follow) as file:
                 file.truncate(0)
 
