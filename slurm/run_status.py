@@ -163,8 +163,8 @@ def _state(record: RunRecord, events: list[Event], said: JobState | None, row: R
     run, last = record.folder, events[-1] if events else None
     if record.has_results and not _is_scored_again(run, last):
         return "damaged" if _readable(lambda: record.results) is None else "finished"
-    if last and last["event"] == "finished":
-        return "finished"
+    if last and last["event"] == "finished":  # without results, a training that stopped early
+        return "stopped" if (run / "plan.json").exists() else "finished"
     if said is not None and said.state != "COMPLETED":
         stopped = said.state == "FAILED" and last is not None and last["event"] == "stopped"
         return "stopped" if stopped else said.state.lower()

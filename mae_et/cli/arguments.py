@@ -11,7 +11,12 @@ from jsonargparse import ArgumentParser
 from finetune.config import ClassifierConfig
 from finetune.feature_config import EmbedConfig, FeatureMapConfig
 from finetune.scoring_config import DynamicsConfig, EvaluateConfig, ProbeConfig
-from mae_et.cli.extension import flags_of_branch, flags_of_extension, flags_of_resumed_run
+from mae_et.cli.extension import (
+    flags_of_branch,
+    flags_of_extension,
+    flags_of_resumed_run,
+    split_stop,
+)
 from mae_et.cli.help import help_requested, help_text
 from mae_et.cli.inheritance import data_of_checkpoint, inherited_keys
 from mae_et.config.commands import (
@@ -95,7 +100,7 @@ def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None 
         pattern = r"^--(checkpoint(?:[_-]key)?)(?==|$)"
         arguments = [re.sub(pattern, r"--model.\1", word) for word in arguments]
     if command in TRAININGS:
-        arguments = flags_of_branch(arguments, kind)
+        arguments = flags_of_branch(split_stop(arguments)[0], kind)
     if issubclass(kind, PretrainConfig):
         arguments = [re.sub(r"^--init(?==|$)", "--init.weights", word) for word in arguments]
         arguments = flags_of_extension(arguments)
@@ -176,6 +181,7 @@ def parser_of(command: str) -> ArgumentParser:
     if command in TRAININGS:
         description += f" mae-et {command} --branch-from RUN --output.dir NEW continues a run with "
         description += "other values of optim, curriculum.epochs or seed."
+        description += " --stop-after-step N saves and stops after N steps of the whole schedule."
     if command == "pretrain":
         description += " mae-et pretrain RUN --extend-to EPOCHS continues it in a new folder."
     if command in POSITIONAL:

@@ -1,10 +1,11 @@
-"""The command line of a run to resume, extend or branch from.
+"""The command line of a run to resume, extend, branch from or stop early.
 
-mae-et pretrain RUN [--extend-to EPOCHS]
+mae-et pretrain RUN [--extend-to EPOCHS] [--stop-after-step N]
 mae-et pretrain --branch-from RUN --output.dir NEW --optim.base_lr 1e-4
 """
 
 import argparse
+import re
 from pathlib import Path
 
 from mae_et.checkpoints.listing import run_of
@@ -13,6 +14,22 @@ from mae_et.config.schema import PretrainConfig, RunConfig
 from mae_et.config.words import expand_path
 from mae_et.errors import UserError
 from mae_et.training.resume.extendable import check_extendable
+
+
+def split_stop(arguments: list[str]) -> tuple[list[str], int | None]:
+    """Remove `--stop-after-step N` from the arguments of a training; return N too.
+
+    It is no key of the config: the schedules are those of the whole run, which resumes without it.
+    """
+    option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    option.add_argument("--stop-after-step", "--stop_after_step", nargs="?", const="")
+    given, rest = option.parse_known_args(arguments)
+    steps = given.stop_after_step
+    if steps is None:
+        return rest, None
+    if not re.fullmatch("0*[1-9][0-9]*", steps):
+        raise UserError(f"--stop-after-step must be a number of steps, got {steps!r}")
+    return rest, int(steps)
 
 
 def flags_of_resumed_run(arguments: list[str]) -> list[str]:

@@ -8,12 +8,13 @@ import finetune as downstream
 from finetune.datasets import open_splits
 from finetune.run_folder import check_training_data
 from mae_et.cli.arguments import Arguments, config_of
+from mae_et.cli.extension import split_stop
 from mae_et.cli.output import prints_results, results_of
 from mae_et.config.schema import PretrainConfig
 from mae_et.data.datasets import ImageDataset, open_dataset
 from mae_et.errors import UserError
 from mae_et.runtime.console import is_main, say
-from mae_et.training.opening import open_early, open_training_images, say_command
+from mae_et.training.opening import open_early, open_training_images, say_command, say_facts
 
 
 def _demo_config(name: str, arguments: Arguments) -> PretrainConfig:
@@ -61,34 +62,47 @@ def _open_demo_images(config: PretrainConfig) -> tuple[PretrainConfig, ImageData
     return config, open_training_images(config, source)
 
 
-@prints_results("pretrain")
-def pretrain(config: PretrainConfig) -> dict[str, Any]:
+def _config_and_stop(name: str, arguments: Arguments) -> tuple[Any, int | None]:
+    return config_of(name, arguments), split_stop(arguments)[1]
+
+
+@prints_results("pretrain", _config_and_stop)
+def pretrain(given: tuple[PretrainConfig, int | None]) -> dict[str, Any]:
     """Pre-train a masked autoencoder; resumes from its run folder."""
+    config, stop = given
     source = open_early("pretrain", config, open_training_images)
     from mae_et.pretraining import Pretraining  # and PyTorch, after the data is open
-    from mae_et.training.session import train_run
 
-    train_run(Pretraining(config, source))
-    return results_of(config.output)
+    return _train(Pretraining(config, source), stop)
 
 
-@prints_results("finetune")
-def finetune(config: downstream.ClassifierConfig) -> dict[str, Any]:
+@prints_results("finetune", _config_and_stop)
+def finetune(given: tuple[downstream.ClassifierConfig, int | None]) -> dict[str, Any]:
     """Fine-tune or probe a checkpoint on labelled images."""
-    check_training_data(config)
-    return _classify("finetune", config)
+    check_training_data(given[0])
+    return _classify("finetune", *given)
 
 
-@prints_results("supervised")
-def supervised(config: downstream.ClassifierConfig) -> dict[str, Any]:
+@prints_results("supervised", _config_and_stop)
+def supervised(given: tuple[downstream.ClassifierConfig, int | None]) -> dict[str, Any]:
     """Train a timm model from scratch, with or without a curriculum."""
-    return _classify("supervised", config)
+    return _classify("supervised", *given)
 
 
-def _classify(command: str, config: downstream.ClassifierConfig) -> dict[str, Any]:
+def _classify(
+    command: str, config: downstream.ClassifierConfig, stop: int | None
+) -> dict[str, Any]:
     splits = open_early(command, config, open_splits)
     from finetune.training.classifier import Classification
+
+    return _train(Classification(config, splits), stop)
+
+
+def _train(task: Any, stop: int | None) -> dict[str, Any]:
+    """Train a `Task` to its end, or to a step, and return its results."""
     from mae_et.training.session import train_run
 
-    train_run(Classification(config, splits))
-    return results_of(config.output)
+    if stop is not None:
+        say_facts(stop=f"after step {stop:,}; without --stop-after-step, the command resumes")
+    train_run(task, stop)
+    return results_of(task.config.output)

@@ -136,6 +136,28 @@ def test_tasks_of_srun_without_ranks_are_reported(monkeypatch, capsys) -> None:
     assert "warning: srun started 2 tasks, which do not" in capsys.readouterr().err
 
 
+def test_a_run_stopped_after_some_steps_resumes_as_if_it_had_not_been(
+    tiny_yaml: Path, tmp_path: Path, capsys
+) -> None:
+    command = ["pretrain", f"--config={tiny_yaml}", "--output.tensorboard=false"]
+    run, whole = tmp_path / "stopped", tmp_path / "whole"
+    assert main([*command, "--stop-after-step", "4", f"--output.dir={run}"]) == 0
+    printed = capsys.readouterr()
+    assert "stop    after step 4; without --stop-after-step, the command resumes" in printed.err
+    assert last_json(printed.out) == {"run": str(run)}
+    assert [row["step"] for row in read_metrics(run)] == [2, 4]
+    assert main(["pretrain", str(run), "--stop-after-step=6"]) == 0
+    assert main(["pretrain", str(run)]) == 0  # the cap is no part of the run
+    assert main([*command, f"--output.dir={whole}"]) == 0
+    written = [(folder / "encoder.safetensors").read_bytes() for folder in (run, whole)]
+    assert written[0] == written[1]
+    for word in ("0", "many", ""):
+        assert main([*command, f"--stop-after-step={word}"]) == 2
+        assert (
+            f"--stop-after-step must be a number of steps, got {word!r}" in capsys.readouterr().err
+        )
+
+
 def test_plan_prints_a_table_without_json(capsys) -> None:
     flags = ["--images", "1000", "--against-epochs", "800", "--optim.batch_size", "100"]
     assert main(["plan", "--config=pretrain/vit_s16_etpp", "--curriculum.cost=area", *flags]) == 0

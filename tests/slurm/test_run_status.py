@@ -156,6 +156,14 @@ def test_a_folder_of_scores_is_not_finished_while_its_next_job_waits(tmp_path: P
     assert status([tmp_path])[0].state == "finished"
 
 
+def test_a_job_that_stopped_early_is_stopped_until_its_run_has_results(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{}")
+    record_event(tmp_path, "finished", job="7")
+    assert status([tmp_path])[0].state == "stopped"
+    (tmp_path / "results.json").write_text("{}")
+    assert status([tmp_path])[0].state == "finished"
+
+
 @pytest.mark.parametrize(
     ("events", "restarts"),
     [
