@@ -5,9 +5,11 @@ from collections.abc import Callable
 from mae_et.cli import bench, files, planning, scores, slurm_jobs, training
 from mae_et.cli.arguments import Arguments
 from mae_et.cli.completion import completion
+from mae_et.cli.configs import configs
 
 COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "demo": training.demo,
+    "configs": configs,
     "plan": planning.plan,
     "preview": files.preview,
     "pretrain": training.pretrain,

@@ -111,7 +111,7 @@ def usage() -> str:
     tail = (
         "mae-et COMMAND --help lists a command's common keys, --help all every key.\n"
         "Results are a table on a terminal, and one line of JSON elsewhere or with --json;\n"
-        "plan, bench node, status and compare print a table elsewhere too.\n"
+        "plan, bench node, configs, status and compare print a table elsewhere too.\n"
         "Exit status: 0 done; 2 a mistake in the command, a config or data; 1 the run\n"
         "failed; 75 it hung; 128 + N signal N stopped it. After 75 and 128 + N, the same\n"
         "command resumes."

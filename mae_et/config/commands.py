@@ -189,6 +189,9 @@ class CompareConfig:
     over seeds."""
     output: Path | None = None
     """File for the table, which is also printed."""
+    json: bool = False
+    """Print one line of JSON instead, a list of runs: numbers that are not rounded, without means
+    over seeds."""
 
 
 @dataclass(frozen=True)

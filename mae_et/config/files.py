@@ -80,7 +80,8 @@ def find_config(name: str) -> Path:
     meant = suggest_config(name, here + known)
     kinds = sorted({re.sub("/.*", "/NAME", full) for full in known})
     shipped_ones = f"; shipped configs, in {shipped}: {', '.join(kinds)}"
-    raise UserError(f"there is no config {name!r}{meant or shipped_ones}")
+    hint = meant or f"{shipped_ones} (mae-et configs lists them)"
+    raise UserError(f"there is no config {name!r}{hint}")
 
 
 def suggest_config(name: str, known: list[str]) -> str:
@@ -141,7 +142,9 @@ def add_config_arguments(
     """
     parser.formatter_class = HelpFormatter
     parser.allow_abbrev = False  # a prefix of a key is a typo, not an abbreviation
-    parser.add_argument("--config", action="config", help="YAML file or shipped name; repeatable")
+    parser.add_argument(
+        "--config", action="config", help="YAML file or shipped name (mae-et configs); repeatable"
+    )
     if paths is not None:
         name = paths.removesuffix("s").upper()
         parser.add_argument(paths, metavar=name, nargs="+", type=Path, help="one or more")

@@ -1,5 +1,6 @@
 """Compare runs in one table: keys in which their configs differ, and their results."""
 
+import json
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -26,11 +27,11 @@ SAMPLED = {"probe_knn": "knn", "probe_ridge": "linear"}
 def compare(
     config: CompareConfig, width: int | None = None, unfinished: Mapping[Path, str] | None = None
 ) -> str:
-    """Return a table with a row for each run, finished or not.
+    """Return a table with a row for each run, finished or not, or the same as a line of JSON.
 
     Runs whose configs differ only in the seed also get a row of means and standard deviations, but
-    not in CSV, whose numbers are not rounded. Fine-tuned classifiers share the row of the run they
-    started from, if that is compared too.
+    not in CSV and JSON, whose numbers are not rounded. Fine-tuned classifiers share the row of the
+    run they started from, if that is compared too.
 
     Args:
         config: runs, columns, format and output file.
@@ -55,6 +56,14 @@ def compare(
     if config.output is not None:
         with refuse_unwritable(f"output {config.output}"):
             write_text_atomically(config.output, table + "\n")
+    if config.json:
+        return json.dumps(
+            [
+                {"run": run.name, **dict.fromkeys(states, run.state)}
+                | {key: _value(run, key) for key in keys}
+                for run in runs
+            ]
+        )
     if config.format == "md" and width is not None and table.index("\n") > width:
         head, *rows = [list(column) for column in zip(head, *rows, strict=True)]
         return _written("md", head, rows, bool(means))
@@ -111,8 +120,12 @@ def _header(key: str, raw: bool) -> str:
     return figure_name(key) + (" (%)" if key.endswith(PERCENTAGES) else unit)
 
 
+def _value(run: ComparedRun, key: str) -> Any:
+    return run.figures.get(key, run.settings.get(key))
+
+
 def _cell(run: ComparedRun, key: str, raw: bool) -> str:
-    value = run.figures.get(key, run.settings.get(key))
+    value = _value(run, key)
     if value is None:
         return ""
     if raw:

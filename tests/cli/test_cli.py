@@ -19,6 +19,7 @@ from user_errors import error_of
 
 from mae_et import load_config, load_pretrained
 from mae_et.cli.main import COMMANDS, main
+from mae_et.config.files import find_config, shipped_configs
 from mae_et.config.schema import PretrainConfig
 from mae_et.data.sources.synthetic import render
 from mae_et.io.metrics_file import read_metrics
@@ -304,12 +305,29 @@ def test_every_command_has_help(capsys) -> None:
         assert main([name, "--help"]) == 0
         expected = {
             "submit": "--cluster FILE_OR_NAME", "status": "--watch", "bench": "bench NAME --help",
-            "report": "--output", "completion": "mae-et completion bash",
+            "report": "--output", "configs": "[WORD ...]", "completion": "mae-et completion bash",
         }  # fmt: skip
         text = capsys.readouterr().out
         assert expected.get(name, "--config") in text
         assert text.count("usage:") == (name != "bench")
     assert main(["--version"]) == 0
+
+
+def test_shipped_configs_are_listed_with_the_first_sentence_of_their_headers(capsys) -> None:
+    assert main(["configs", "VIT_B16", "headline", "--json"]) == 0
+    about = (
+        "ViT-B/16: EfficientTrain++ on MAE, 400 equivalent epochs, HOG targets: the headline recipe"
+    )
+    assert last_json(capsys.readouterr().out) == {"pretrain/vit_b16_etpp_hog_400ep": about}
+    assert main(["configs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(list(shipped_configs().rglob("*.yaml")))
+    for line in lines:
+        name, about = line.split(maxsplit=1)
+        assert find_config(name).is_file()
+        assert 15 < len(about) < 160
+    for words in (["no-such-model"], ["--config=demo"]):
+        assert main(["configs", *words]) == 2
 
 
 def test_the_demo_ends_with_one_line_of_figures(tmp_path, capsys, monkeypatch) -> None:
@@ -341,7 +359,9 @@ def test_the_demo_on_own_images_writes_to_a_folder_of_its_own(
     images = 30 if labelled else 32
     assert f"optim.batch_size {images}, all training images, not 64" in shown.err
     assert main(["demo", *flags]) == 0
-    assert "demo in runs/demo-photos\nstart   finished before\n" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].endswith(": demo in runs/demo-photos")
+    assert "start   finished before" in said
     results = last_json(shown.out)
     assert results["run"] == "runs/demo-photos"
     assert ("linear" in results) == labelled

@@ -247,7 +247,9 @@ def test_a_config_of_one_s_own_is_suggested_and_the_shipped_ones_by_folder(home:
     for name in ("mine", "mine.yml", "pretrain/mine.yaml", "$PWD/mine"):
         with pytest.raises(UserError, match=r"did you mean .*mine\.yaml\?"):
             find_config(name)
-    with pytest.raises(UserError, match=r"in /.*: cluster/NAME, demo, finetune/NAME"):
+    with pytest.raises(
+        UserError, match=r"in /.*: cluster/NAME, demo, finetune/NAME.* \(mae-et configs "
+    ):
         find_config("nothing-like-it")
 
 

@@ -79,6 +79,18 @@ def test_an_unfinished_run_has_the_figures_of_its_last_rows_and_counts_for_no_me
     assert (average["run"], average["loss"]) == ("mean of 2 seeds: a ...", "0.5")
 
 
+def test_json_has_a_row_for_each_run_with_numbers_that_are_not_rounded(
+    tmp_path: Path, capsys
+) -> None:
+    runs = [written(tmp_path / name, {"seed": seed}, loss=1 / 3) for seed, name in enumerate("ab")]
+    table = tmp_path / "table.md"
+    assert main(["compare", *map(str, runs), "--json", f"--output={table}"]) == 0
+    assert json.loads(capsys.readouterr().out) == [
+        {"run": "a", "seed": 0, "loss": 1 / 3}, {"run": "b", "seed": 1, "loss": 1 / 3},
+    ]  # fmt: skip
+    assert table.read_text().startswith("| run")
+
+
 def test_copies_of_a_run_are_no_seeds(tmp_path: Path) -> None:
     runs = [written(tmp_path / name, {"seed": 0}, loss=1.0) for name in "ab"]
     assert [row["run"] for row in cells(compare(CompareConfig(runs)))] == ["a", "b"]
