@@ -1,5 +1,6 @@
 """Top-1, top-5, loss and confusion matrix of a classifier, computed over all ranks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,15 +59,19 @@ class Scores:
 def score(
     network: nn.Module, source: ImageDataset, data: DataConfig, size: Size,
     world: DistributedContext, dtype: torch.dtype | None, batch_size: int, workers: int,
+    indices: Sequence[int] | None = None,
 ) -> Scores:  # fmt: skip
-    """Score a network on a split; rank r of n scores images r, r + n, ..., so each counts once.
+    """Score a network on a split, or on the images at `indices`.
+
+    Rank r of n scores images r, r + n, ..., so each counts once.
 
     The network maps centre crops [B C H W] of the given size to logits [B classes] under autocast
     to `dtype`.
     """
     classes = len(source.classes)
     crops = EvalDataset(source, data, size)
-    mine = Subset(crops, range(world.rank, len(crops), world.size))
+    chosen = range(len(crops)) if indices is None else indices
+    mine = Subset(crops, chosen[world.rank :: world.size])
     images, correct, predicted = torch.zeros(3, classes, dtype=torch.int64)
     confusion = None
     if classes <= MAX_CONFUSION_CLASSES:

@@ -74,8 +74,15 @@ class FeatureScoreConfig(FrozenNetworkConfig):
 class ProbeConfig(FeatureScoreConfig):
     """Score a frozen encoder on labelled data."""
 
+    max_images: int | None = None
+    """Maximum number of images of each split, evenly spaced over it, for a quick look; all by
+    default. The results name it among their settings."""
     untrained: bool = False
     """Whether to score the same encoder with freshly initialised weights too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_in("(0, inf)", self, "max_images")
 
 
 @dataclass(frozen=True)
@@ -95,9 +102,16 @@ class EvaluateConfig(FrozenNetworkConfig):
     image_size: Size | None = None
     """Side of the images in pixels, or [height, width]; by default the checkpoint's. A run has its
     own."""
+    max_images: int | None = None
+    """Maximum number of images, evenly spaced over the split, for a quick look; all by default. The
+    results name it among their settings."""
     output: Path | None = None
     """Folder for results.json, the confusion matrix and the scores of each class (CSV); by default
     scores are only printed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_in("(0, inf)", self, "max_images")
 
 
 @dataclass(frozen=True)

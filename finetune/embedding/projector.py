@@ -13,6 +13,7 @@ from finetune.feature_config import EmbedConfig
 from mae_et.config.data import DataConfig
 from mae_et.data.batch import in_one_dtype
 from mae_et.data.cores import worker_count
+from mae_et.data.evenly_spaced import evenly_spaced
 from mae_et.data.loader import batches_of, data_loader
 from mae_et.monitoring.projector import write_projector
 
@@ -37,10 +38,10 @@ def show_in_projector(
     """
     images = FeatureImages(parts, data, THUMBNAIL, channels)
     readable = np.setdiff1d(np.arange(len(images)), unreadable)
-    chosen = readable[np.linspace(0, len(readable) - 1, min(POINTS, len(readable))).astype(int)]
+    chosen = readable[evenly_spaced(len(readable), POINTS)]
     pixels, labels = [], []
     workers = worker_count(config.num_workers)
-    loader = data_loader(Subset(images, chosen), workers, batch_size=config.batch_size)
+    loader = data_loader(Subset(images, chosen.tolist()), workers, batch_size=config.batch_size)
     with batches_of(loader) as batches:
         for batch, batch_labels in batches:
             pixels.append(batch)

@@ -1,11 +1,12 @@
 """Evaluate a trained classifier on a labelled split."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune.config import ClassifierConfig
-from finetune.datasets import open_labelled
+from finetune.datasets import open_labelled, quick_look
 from finetune.evaluation.class_matching import SelectedClasses, match_classes
 from finetune.evaluation.trained_classifier import TrainedClassifier, load_classifier
 from finetune.provenance import changed_settings, digest_of_weights, inputs_of, origin_of
@@ -58,7 +59,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         workers = worker_count(config.num_workers, world)
         scores = score(
             network.to(world.device), source, task.data, size, world, dtype, config.batch_size,
-            workers,
+            workers, task.indices,
         )  # fmt: skip
     if math.isnan(scores.loss):
         raise UserError(f"{config.checkpoint} gives logits that are not numbers (NaN)")
@@ -70,7 +71,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         **origin_of(config.checkpoint),
         "weights_of": config.weights,
         **inputs_of(digest_of_weights(trained), task.data, size, config),
-        "val_images": len(source),
+        "val_images": len(task.indices),
     }
     if config.output is not None and world.is_main:
         write_tables(config.output, scores, list(source.classes))
@@ -84,6 +85,8 @@ class _Task:
 
     network: Any
     source: Any
+    indices: Sequence[int]
+    """Images of the source to score."""
     data: DataConfig
     classifier: TrainedClassifier
     """The checkpoint's, with all of its classes."""
@@ -121,8 +124,9 @@ def _open(config: EvaluateConfig) -> _Task:
         network = SelectedClasses(network, indices)
     usual = recorded or data
     changed = [(key, getattr(data, key), getattr(usual, key)) for key in STATISTICS]
-    changed.append(("weights", config.weights, "last"))
-    return _Task(network, source, data, classifier, changed_settings(changed))
+    changed += [("weights", config.weights, "last"), ("max_images", config.max_images, None)]
+    chosen = quick_look(source, "val", config.max_images)
+    return _Task(network, source, chosen, data, classifier, changed_settings(changed))
 
 
 def _all_images(data: DataConfig, run: ClassifierConfig | None) -> tuple[DataConfig, bool]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from finetune.datasets import open_labelled
+from finetune.datasets import open_labelled, quick_look
 from finetune.probing.frozen_encoder import FrozenEncoder
 from finetune.probing.intermediate_layers import encode_layers
 from finetune.scoring_config import FeatureScoreConfig, FrozenNetworkConfig
@@ -61,6 +61,7 @@ def extract_dataset_features(
     device: torch.device | str,
     indices: Sequence[int] | None = None,
     bandwidth: int | None = None,
+    max_images: int | None = None,
 ) -> Features:
     """Encode the centre crops of a split at the encoder's image size.
 
@@ -73,6 +74,8 @@ def extract_dataset_features(
         indices: images to encode, in this order; all by default.
         bandwidth: bandwidth of a low-pass filter applied to the images, along their shorter side;
             none by default.
+        max_images: without `indices`, the number of images to encode, evenly spaced, which a line
+            reports; all by default.
 
     Returns:
         Features on the CPU, float32 [N D], in the order of the split or of `indices`.
@@ -88,10 +91,9 @@ def extract_dataset_features(
     device = torch.device(device)
     check_statistics(data, encoder.channels)
     source = open_labelled(data, split, encoder.channels, "scoring an encoder")
-    images: Dataset[tuple[Tensor, int]] = EvalDataset(source, data, encoder.image_size)
-    if indices is not None:
-        images = Subset(images, indices)
-    count = len(source) if indices is None else len(indices)
+    if indices is None:
+        indices = quick_look(source, split, max_images)
+    images, count = Subset(EvalDataset(source, data, encoder.image_size), indices), len(indices)
     vectors, labels = torch.empty(0), torch.empty(count, dtype=torch.int64)
     start = 0
     with (

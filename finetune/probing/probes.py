@@ -85,7 +85,8 @@ def _settings(
     sources += [(key, data, own) for key in STATISTICS]
     changed = [(key, getattr(now, key), getattr(usual, key)) for key, now, usual in sources]
     size = config.image_size if encoder.resized else None
-    return changed_settings([*changed, ("image_size", size, None)])
+    changed += [("image_size", size, None), ("max_images", config.max_images, None)]
+    return changed_settings(changed)
 
 
 def _keys(neighbours: bool, linear: bool) -> list[str]:
@@ -118,7 +119,9 @@ def _score(
     """Return the scores, and the numbers of images."""
     device = distributed.choose_device(config.device)
     train, val = (
-        extract_dataset_features(encoder, data, config, split, device).to(device)
+        extract_dataset_features(
+            encoder, data, config, split, device, max_images=config.max_images
+        ).to(device)
         for split in ("train", "val")
     )
     unseen = ~torch.isin(val.labels, train.labels)

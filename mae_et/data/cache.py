@@ -23,6 +23,7 @@ from mae_et.config.schema import RunConfig
 from mae_et.data.cached_dataset import ARRAY, FLOAT_ARRAY, IMAGE, NOT_STORED, CachedDataset, Entry
 from mae_et.data.cores import worker_count
 from mae_et.data.datasets import ImageDataset
+from mae_et.data.evenly_spaced import evenly_spaced
 from mae_et.data.loader import batches_of, check_shared_memory, data_loader
 from mae_et.data.shared_buffer import SharedBuffer
 from mae_et.runtime import distributed
@@ -120,7 +121,7 @@ def memory_for(source: ImageDataset, count: int) -> tuple[int, str]:
     Their size is that of some images of `source`, evenly spaced.
     """
     limit = int((available_host_memory() or 0) * MEMORY_FRACTION)
-    indices = sorted({n * len(source) // PROBED for n in range(PROBED)})
+    indices = evenly_spaced(len(source), PROBED)
     sizes = [pixels.nbytes for index in indices if (pixels := _read(source, index)[1]) is not None]
     expected = count * sum(sizes) // max(1, len(sizes))
     return limit, "" if expected <= limit else (

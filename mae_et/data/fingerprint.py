@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from mae_et.data.datasets import ImageDataset
+from mae_et.data.evenly_spaced import evenly_spaced
 from mae_et.data.sources.image_files import ImageFiles
 from mae_et.data.sources.prepared_shards import PreparedShards
 from mae_et.data.sources.webdataset import TarShards
@@ -43,7 +44,7 @@ def fingerprint_with_contents(source: ImageDataset) -> str:
     """
     digest = hashlib.sha256(fingerprint(source).encode())
     inner: Any = getattr(source, "inner", source)
-    for index in np.unique(np.linspace(0, len(source) - 1, SAMPLES).astype(int)).tolist():
+    for index in evenly_spaced(len(source), SAMPLES):
         try:
             content, label = inner[index]
         except Exception:  # each library has its own

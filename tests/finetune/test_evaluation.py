@@ -91,6 +91,18 @@ def test_every_image_of_another_folder_without_splits_is_scored(run, tmp_path, c
     assert "classes matched by name" in said
 
 
+def test_a_quick_look_scores_evenly_spaced_images_of_all_classes(run, tmp_path, capsys) -> None:
+    root = folder(tmp_path / "other", {name: name for name in COLOURS})
+    results = score(run, root, max_images=8, output=tmp_path / "tables")
+    assert "max_images: 8 of 20 val images, evenly spaced" in capsys.readouterr().err
+    assert (results["val_images"], results["settings"]) == (8, "max_images=8")
+    assert results["provenance"]["val_images"] == 8
+    with (tmp_path / "tables" / "classes.csv").open() as file:
+        assert [row["images"] for row in csv.DictReader(file)] == ["2"] * 4
+    with pytest.raises(UserError, match="max_images"):
+        score(run, root, max_images=0)
+
+
 def test_keys_that_would_change_nothing_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a run, which is scored at its own size, 32 pixels"):
         score(run, tmp_path, image_size=64)

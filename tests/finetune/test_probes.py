@@ -105,6 +105,27 @@ def test_scores_record_what_they_were_computed_from(run, tiny, capsys) -> None:
     assert other["settings"] == "epochs=5"
 
 
+def test_a_quick_look_scores_evenly_spaced_images_and_is_never_taken_for_a_whole_score(
+    run, tiny, capsys
+) -> None:
+    whole = finetune.knn(probe(run, tiny))
+    config = probe(run, tiny, max_images=30)
+    results = finetune.knn(config)
+    assert "mae-et: max_images: 30 of 40 train images, evenly spaced" in capsys.readouterr().err
+    assert results["settings"] == "max_images=30"
+    counts = [results["provenance"][f"{split}_images"] for split in ("train", "val")]
+    assert counts == [30, 20]
+    figures = RunRecord(run).figures
+    assert (figures["knn"], figures["max_images=30 knn"]) == (whole["knn"], results["knn"])
+    encoder = open_encoder(run)
+    every, some = (
+        extract_dataset_features(encoder, tiny().data, config, "train", "cpu", max_images=most)
+        for most in (None, 14)
+    )
+    assert torch.equal(some.vectors, every.vectors[::3])
+    assert torch.equal(some.labels, every.labels[::3])
+
+
 def test_scoring_reports_its_progress_where_no_terminal_shows_a_bar(
     run, tiny, capsys, monkeypatch
 ) -> None:

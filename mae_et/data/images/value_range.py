@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mae_et.config.data import DataConfig
+from mae_et.data.evenly_spaced import evenly_spaced
 from mae_et.data.images.channels import (
     SIXTEEN_BIT_MODES,
     SIXTEEN_BITS,
@@ -76,7 +77,7 @@ def check_image_statistics(config: DataConfig) -> None:
 
 
 def _ranges(dataset: DecodedDataset) -> Iterator[Range]:
-    for index in np.unique(np.linspace(0, len(dataset) - 1, SAMPLES).astype(int)).tolist():
+    for index in evenly_spaced(len(dataset), SAMPLES):
         try:
             content = dataset.inner[index][0]
             found = _range_of(content) if isinstance(content, bytes) else None
