@@ -23,10 +23,9 @@ from finetune.config import ClassifierConfig
 from finetune.datasets import Splits, open_splits
 from finetune.training.model import build_classifier, load_run_network
 from finetune.training.param_groups import build_optimizer
-from finetune.training.periodic_evaluation import PeriodicEvaluation
 from finetune.training.plan import make_plan, shown_sides
 from finetune.training.preprocessing import preprocessing_of_start
-from finetune.training.results import describe, finish
+from finetune.training.results import PeriodicEvaluation, describe, finish
 from finetune.training.transforms import LabelledBatch, LabelledTrainDataset, mix
 from mae_et.checkpoints.layouts.timm_hub import require_checkpoint
 from mae_et.checkpoints.listing import run_of

@@ -19,7 +19,7 @@ from mae_et.io.metrics_file import METRICS, SCORES, Row, read_metrics, row_line
 from mae_et.io.plain_files import append_line, no_follow
 from mae_et.monitoring.divergence import RECENT, is_spike
 from mae_et.monitoring.image_grid import save_png
-from mae_et.monitoring.saved_images import image_path
+from mae_et.monitoring.run_record import image_path
 from mae_et.monitoring.tensorboard import PREVIEW, TensorBoardWriter
 from mae_et.monitoring.terminal import Terminal
 

@@ -23,12 +23,13 @@ from mae_et.io.metrics_file import (
 from mae_et.io.plain_files import read_mapping, read_text
 from mae_et.io.score_records import RESULTS, Record, deciding, read_records
 from mae_et.monitoring.figures import FIGURES
-from mae_et.monitoring.probes import MEASURES
+from mae_et.monitoring.summaries import MEASURES
 
 PROBES = ("probes", "knn", "linear-probe")
 """Folders inside a run folder with scores of its encoder."""
 INNER = (*PROBES, "finetune", "finetune-linear", "finetune-attentive", "evaluate")
 """Usual folders inside it with results that started from the run."""
+IMAGES = "reconstructions"
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,13 @@ class RunRecord:
         """Return the images seen after a step, repeats included."""
         return None if self.plan is None else int(step) * self.plan.batch_size
 
+    def reconstructions(self, last: int) -> dict[int, Path]:
+        """Return the saved images by step, up to step `last`: a resumed run may have later ones."""
+        found = (self.folder / IMAGES).glob("step-*.png")
+        paths = {path.stem.removeprefix("step-"): path for path in found}
+        steps = {int(digits): path for digits, path in paths.items() if digits.isdecimal()}
+        return {step: steps[step] for step in sorted(steps) if step <= last}
+
     def _rows(self, name: str) -> list[Row]:
         read = read_metrics(self.folder, name)
         rows = ({k: v for k, v in row.items() if is_plausible(v)} for row in read)
@@ -142,6 +150,11 @@ class RunRecord:
             found["images"] = self.images(self.step)
             found["equivalent_epochs"] = self.epochs(self.step)
         return {key: value for key, value in found.items() if value is not None}
+
+
+def image_path(folder: Path, step: int) -> Path:
+    """Return the path of a run's reconstructions at a step."""
+    return folder / IMAGES / f"step-{step:08d}.png"
 
 
 def _is_whole(row: Row) -> bool:

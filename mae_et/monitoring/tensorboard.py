@@ -24,8 +24,8 @@ from mae_et.curriculum.plan import Plan
 from mae_et.io.metrics_file import Row
 from mae_et.io.plain_files import no_follow
 from mae_et.monitoring.figures import FIGURES
-from mae_et.monitoring.probes import PROBED_IMAGES
-from mae_et.monitoring.saved_images import saved_images
+from mae_et.monitoring.run_record import RunRecord
+from mae_et.monitoring.summaries import PROBED_IMAGES
 
 TAGS = {
     "loss": "loss/train",
@@ -154,7 +154,7 @@ class TensorBoardWriter:
     def _add_saved_images(self, last: int) -> None:
         if (self.folder / PREVIEW).exists():
             self._add_saved(self.folder / PREVIEW, self.add_preview)
-        for step, path in saved_images(self.folder, last).items():
+        for step, path in RunRecord(self.folder).reconstructions(last).items():
             self._add_saved(path, partial(self.add_image, step))
 
     def _add_saved(self, path: Path, add: Callable[[Tensor], None]) -> None:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from mae_et.curriculum.plan import Plan
 from mae_et.io.metrics_file import Row
 from mae_et.monitoring.figures import figure_name, format_figure, format_seconds, seconds_left
-from mae_et.monitoring.probes import PROBED_IMAGES
+from mae_et.monitoring.summaries import PROBED_IMAGES
 from mae_et.runtime.console import write_line
 
 # tqdm's own estimate assumes steps of equal cost, so the bar shows ours, and only ours.

@@ -18,7 +18,7 @@ from mae_et.data.batch import AnyBatch
 from mae_et.errors import Diverged
 from mae_et.io.metrics_file import SCORES, Row, read_metrics
 from mae_et.monitoring.divergence import last_loss
-from mae_et.monitoring.probes import summarise_probes
+from mae_et.monitoring.summaries import summarise_probes
 from mae_et.runtime import distributed
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.training.nonfinite import SCALER_PATIENCE, NonFinite, Streak

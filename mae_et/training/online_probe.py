@@ -23,7 +23,7 @@ from mae_et.data.transforms import normalise, seeded
 from mae_et.models.features import pool_tokens
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.logger import RunLogger
-from mae_et.monitoring.probes import PROBED_IMAGES
+from mae_et.monitoring.summaries import PROBED_IMAGES
 from mae_et.probing.effective_rank import effective_rank
 from mae_et.probing.labelled import Labelled
 from mae_et.probing.nearest_neighbours import knn_accuracy

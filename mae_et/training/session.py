@@ -27,7 +27,7 @@ from mae_et.io.plain_files import append_line
 from mae_et.monitoring.divergence import diagnosis
 from mae_et.monitoring.log_file import log_file
 from mae_et.monitoring.logger import RunLogger
-from mae_et.monitoring.stages import summarise_stages
+from mae_et.monitoring.summaries import summarise_stages
 from mae_et.runtime import distributed
 from mae_et.runtime.agreement import fail_together
 from mae_et.runtime.distributed import DistributedContext

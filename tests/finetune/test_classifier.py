@@ -18,9 +18,9 @@ from user_errors import error_of
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.run_folder import read_classifier_config
-from finetune.training import periodic_evaluation
+from finetune.training import results as results_module
 from finetune.training.model import build_classifier
-from finetune.training.periodic_evaluation import PeriodicEvaluation
+from finetune.training.results import PeriodicEvaluation
 from mae_et import Interrupted, UserError, load_config
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
 from mae_et.cli.arguments import config_of
@@ -169,7 +169,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(small, flag
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(PeriodicEvaluation, "do"), (periodic_evaluation, "write_weights"), (RunLogger, "log_scores")],
+    [(PeriodicEvaluation, "do"), (results_module, "write_weights"), (RunLogger, "log_scores")],
 )
 def test_a_run_killed_before_its_score_ends_like_an_uninterrupted_one(
     small, scored_run, owner: object, name: str

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mae_et import Curriculum
-from mae_et.monitoring.stages import summarise_stages
+from mae_et.monitoring.summaries import summarise_stages
 from mae_et.training.metrics import MetricsWindow, peak_memory
 
 

@@ -23,7 +23,7 @@ from mae_et.data.sources.synthetic import render
 from mae_et.io.metrics_file import SCORES, read_metrics, row_line
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.monitoring.figures import results_table, standard_error
-from mae_et.monitoring.probes import MEASURES, PROBED_IMAGES
+from mae_et.monitoring.summaries import MEASURES, PROBED_IMAGES
 from mae_et.monitoring.terminal import Terminal
 from mae_et.training import online_probe
 from mae_et.training.online_probe import affordable_images, measure

@@ -9,7 +9,6 @@ from PIL import Image
 
 from mae_et.monitoring.figures import spread
 from mae_et.monitoring.report.records import ReportedRun
-from mae_et.monitoring.saved_images import saved_images
 
 IMAGES = 3
 WIDTH = 920  # pixels: four panels of 224 and their frames
@@ -17,7 +16,7 @@ WIDTH = 920  # pixels: four panels of 224 and their frames
 
 def embedded_images(record: ReportedRun) -> list[tuple[str, str]]:
     """Return captions and data URIs of a few images, from the first to the last."""
-    saved = saved_images(record.folder, record.step)
+    saved = record.reconstructions(record.step)
     found = []
     for step in spread(list(saved), IMAGES):
         content, epochs = _embedded(saved[step]), record.epochs(step)

@@ -5,7 +5,7 @@ from typing import Any
 
 from mae_et.curriculum.plan import Plan
 from mae_et.monitoring.report.records import ReportedRun
-from mae_et.monitoring.stages import rows_of_stage, summarise_stages
+from mae_et.monitoring.summaries import rows_of_stage, summarise_stages
 
 
 def staircase(plan: Plan, step: int) -> list[dict[str, Any]]:

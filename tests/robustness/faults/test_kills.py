@@ -206,7 +206,7 @@ def test_run_killed_fifty_times_equals_an_uninterrupted_run(tmp_path: Path) -> N
 def test_classifier_killed_while_saving_its_best_weights_keeps_the_correct_ones(tmp_path) -> None:
     """Before and after the weights, and before and after their score, are written."""
     torch.set_num_threads(1)
-    evaluation = importlib.import_module("finetune.training.periodic_evaluation")
+    evaluation = importlib.import_module("finetune.training.results")
 
     def config(name: str) -> ClassifierConfig:
         flags = [

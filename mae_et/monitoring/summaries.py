@@ -1,4 +1,4 @@
-"""Summarise each stage of a run from its rows of metrics."""
+"""Summarise the stages and the probes of a run for results.json, from its rows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,6 +6,10 @@ from typing import Any
 from mae_et.curriculum.plan import Plan
 from mae_et.io.metrics_file import Row
 from mae_et.monitoring.divergence import last_loss
+
+MEASURES = ("knn", "ridge", "effective_rank")
+PROBED_IMAGES = ("train_images", "val_images")
+"""Numbers of images that vote or are fitted, and of those that are classified."""
 
 
 def summarise_stages(rows: Sequence[Row], plan: Plan) -> list[dict[str, Any]]:
@@ -37,3 +41,29 @@ def summarise_stages(rows: Sequence[Row], plan: Plan) -> list[dict[str, Any]]:
 def rows_of_stage(rows: Sequence[Row], index: int) -> list[Row]:
     """Return the rows of metrics of a stage."""
     return [row for row in rows if row.get("stage") == index]
+
+
+def summarise_probes(rows: Sequence[Row], plan: Plan, training_seconds: float) -> dict[str, Any]:
+    """Return the entries of results.json about the probes; empty if there were none.
+
+    Returns:
+        `probe_MEASURE`: each measure of the last probe; `probe_train_images` and
+        `probe_val_images`: its numbers of images; `probe_time_fraction`: fraction of the run's time
+        spent on probes; `probes`: step, compute done and measures of each.
+    """
+    if not rows:
+        return {}
+    curve = [
+        {"step": row["step"], "compute": plan.progress(row["step"]), **_measures(row)}
+        for row in rows
+    ]
+    seconds = sum(row.get("probe_seconds") or 0.0 for row in rows)
+    return {
+        **{f"probe_{key}": rows[-1][key] for key in (*MEASURES, *PROBED_IMAGES) if key in rows[-1]},
+        "probe_time_fraction": seconds / (seconds + training_seconds),
+        "probes": curve,
+    }
+
+
+def _measures(row: Row) -> dict[str, Any]:
+    return {key: row[key] for key in MEASURES if key in row}
