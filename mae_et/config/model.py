@@ -105,12 +105,12 @@ class ModelConfig:
             return self.patch_size
         return int(_NAMED_PATCH.findall(self.encoder)[0])
 
-
-def target_width(kind: Target, patch: int, channels: int, cell: int, bins: int) -> int:
-    """Return D, the size of one patch's target."""
-    if kind == "hog":
-        return channels * bins * (patch // cell) ** 2
-    return channels * patch * patch
+    @property
+    def target_width(self) -> int:
+        """D, the size of one patch's target."""
+        if self.target == "hog":
+            return self.channels * self.hog_bins * (self.patch // self.hog_cell) ** 2
+        return self.channels * self.patch**2
 
 
 def visible_patches(patches: int, mask_ratio: float) -> int:

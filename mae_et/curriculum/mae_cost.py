@@ -5,7 +5,7 @@ They equal the FLOPs counted in the network (`tests/curriculum/test_flops.py`).
 
 from collections.abc import Callable
 
-from mae_et.config.model import ModelConfig, target_width, visible_patches
+from mae_et.config.model import ModelConfig, visible_patches
 
 FORWARD_AND_BACKWARD = 3
 """The backward pass computes two products for each product of the forward pass."""
@@ -31,8 +31,7 @@ def mae_training_flops(config: ModelConfig) -> Callable[[int], float] | None:
     if sizes is None or config.decoder_attention != "self" or config.decoder_share < 1:
         return None
     (width, depth), decoder = sizes, config.decoder_embed_dim
-    patch, channels, pixels = config.patch, config.channels, config.channels * config.patch**2
-    output = target_width(config.target, patch, channels, config.hog_cell, config.hog_bins)
+    patch, pixels = config.patch, config.channels * config.patch**2
 
     def flops(bandwidth: int) -> float:
         patches = (bandwidth // patch) ** 2
@@ -40,7 +39,7 @@ def mae_training_flops(config: ModelConfig) -> Callable[[int], float] | None:
         embeddings = visible * pixels * width + (visible + 1) * width * decoder
         blocks = depth * _block(visible + 1, width)
         blocks += config.decoder_depth * _block(patches + 1, decoder)
-        products = embeddings + blocks + (patches + 1) * decoder * output
+        products = embeddings + blocks + (patches + 1) * decoder * config.target_width
         return float(FORWARD_AND_BACKWARD * 2 * products)
 
     return flops

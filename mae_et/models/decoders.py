@@ -20,7 +20,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mae_et.config.model import Attention
+from mae_et.config.model import Attention, ModelConfig
 from mae_et.models.masking import Mask
 from mae_et.models.pos_embed import Grid, sincos_positions
 
@@ -28,28 +28,22 @@ from mae_et.models.pos_embed import Grid, sincos_positions
 class Decoder(nn.Module, ABC):
     """Base of all decoders: embedding, mask token, positions, blocks, norm and head.
 
-    W is a multiple of 4 and of the heads. Positions are sampled on `position_grid`, by default on
-    the input's own.
+    Positions are sampled on `position_grid`, or, if it is None, on the input's own.
     """
 
     attention: Attention
 
-    def __init__(
-        self,
-        encoder_embed_dim: int,
-        width: int,
-        depth: int,
-        heads: int,
-        outputs: int,
-        position_grid: Grid | None,
-    ):
+    def __init__(self, config: ModelConfig, encoder_embed_dim: int, position_grid: Grid | None):
         super().__init__()
+        width, heads = config.decoder_embed_dim, config.decoder_num_heads
         self.position_grid = position_grid
         self.embed = nn.Linear(encoder_embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.blocks = nn.Sequential(*(self.block(width, heads) for _ in range(depth)))
+        self.blocks = nn.Sequential(
+            *(self.block(width, heads) for _ in range(config.decoder_depth))
+        )
         self.norm = LayerNorm(width)
-        self.pred = nn.Linear(width, outputs)
+        self.pred = nn.Linear(width, config.target_width)
         self.gradient_checkpointing = False
 
     @abstractmethod

@@ -21,7 +21,7 @@ LOADING = set(inspect.signature(timm.create_model).parameters)
 
 
 def build_plain_vit(
-    name: str, image_size: int | tuple[int, int], channels: int, overrides: dict[str, int | None]
+    name: str, image_size: int | tuple[int, int], channels: int, **overrides: int | None
 ) -> VisionTransformer:
     """Create a timm VisionTransformer with one class token and no parts that masking would skip.
 

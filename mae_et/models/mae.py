@@ -17,13 +17,13 @@ from einops import rearrange
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
-from mae_et.config.model import Attention, ModelConfig, Positions, Target, target_width
+from mae_et.config.model import Attention, ModelConfig, Positions, Target
 from mae_et.config.typed import typed
 from mae_et.models.decoders import DECODERS, Decoder, gather
 from mae_et.models.encoder import build_plain_vit, warn_of_other_positions
 from mae_et.models.masking import Mask, mask_from_noise
 from mae_et.models.pos_embed import Grid, sincos_positions
-from mae_et.models.targets import check_tiled, patch_targets
+from mae_et.models.targets import TARGETS, check_tiled
 
 
 class Reconstruction(NamedTuple):
@@ -63,7 +63,7 @@ class MaskedAutoencoder(nn.Module):
             gives each grid its own table, as a plain MAE of that size has (for comparison).
         position_grid: side of the full grid in patches; by default that of `image_size`.
         mask_ratio: fraction of the patches to mask, in (0, 1), in passes that name no other.
-        target: `pixel`, `norm_pix` or `hog`.
+        target: what is predicted of a patch, a key of `mae_et.models.targets.TARGETS`.
         hog_cell: side of a HOG cell in pixels; with target `hog` it must divide the patch.
         hog_bins: number of orientations of a HOG histogram.
 
@@ -93,39 +93,29 @@ class MaskedAutoencoder(nn.Module):
         hog_cell: int = 8,
         hog_bins: int = 9,
     ):
+        # All arguments: they are the fields of a config.
+        given = {k: v for k, v in locals().items() if k in ModelConfig.__dataclass_fields__}
         super().__init__()
-        overrides = {
-            "patch_size": patch_size,
-            "embed_dim": encoder_embed_dim,
-            "depth": encoder_depth,
-            "num_heads": encoder_num_heads,
-        }
-        self.encoder = build_plain_vit(encoder, image_size, channels, overrides)
+        self.encoder = build_plain_vit(
+            encoder, image_size, channels, patch_size=patch_size, embed_dim=encoder_embed_dim,
+            depth=encoder_depth, num_heads=encoder_num_heads,
+        )  # fmt: skip
         self.patch: int = self.encoder.patch_embed.patch_size[0]
-        for side in self.encoder.patch_embed.img_size:
-            settings = ModelConfig(
-                encoder, side, self.patch, channels, encoder_embed_dim, encoder_depth,
-                encoder_num_heads, decoder_embed_dim, decoder_depth or 1, decoder_num_heads,
-                decoder_attention, decoder_share, positions, position_grid, mask_ratio, target,
-                hog_cell, hog_bins,
-            )  # fmt: skip
-            typed(settings, ModelConfig)  # with the above, refuses impossible values
+        given |= {"patch_size": self.patch, "decoder_depth": decoder_depth or 1}
+        for side in self.encoder.patch_embed.img_size:  # refuses impossible values, of both
+            config = typed(ModelConfig(**given | {"image_size": side}), ModelConfig)
         self.base_grid: Grid = self.encoder.patch_embed.grid_size
         extent = (position_grid, position_grid) if position_grid else self.base_grid
         self.position_grid = extent if positions == "full_grid" else None
         check = partial(warn_of_other_positions, self.base_grid, extent)
         self.encoder.register_load_state_dict_pre_hook(check)
-        self.channels = channels
-        self.target: Target = target
-        self.hog_cell, self.hog_bins = hog_cell, hog_bins
-        outputs = target_width(target, self.patch, channels, hog_cell, hog_bins)
+        self.channels, self.target = channels, target
         self.mask_ratio, self.decoder_share = mask_ratio, decoder_share
+        self.patch_target = TARGETS[target](config)
         self.decoder: Decoder | None = None
         if decoder_depth:
-            widths = self.encoder.embed_dim, decoder_embed_dim
-            self.decoder = DECODERS[decoder_attention](
-                *widths, decoder_depth, decoder_num_heads, outputs, self.position_grid
-            )
+            build_decoder = DECODERS[decoder_attention]
+            self.decoder = build_decoder(config, self.encoder.embed_dim, self.position_grid)
         initialise(self)
 
     @classmethod
@@ -217,7 +207,8 @@ class MaskedAutoencoder(nn.Module):
 
     def targets(self, images: Tensor) -> Tensor:
         """Return the reconstruction targets of normalised images [B C H W], float32 [B N D]."""
-        return patch_targets(self.target, images, self.patch, self.hog_cell, self.hog_bins)
+        with torch.no_grad():
+            return self.patch_target.compute(images.float())
 
 
 def initialise(model: MaskedAutoencoder) -> None:

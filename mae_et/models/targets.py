@@ -3,42 +3,98 @@
 B batch, C channels, N = h*w patches of p x q pixels, D numbers per patch.
 """
 
+import math
+from abc import ABC, abstractmethod
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, reduce, repeat
 from torch import Tensor
 
-from mae_et.config.model import Target
-from mae_et.errors import require_choice
+from mae_et.config.model import ModelConfig, Target
 from mae_et.runtime.precision import full_precision
 
 NORM_PIX_EPSILON = 1e-6
+STROKE_GAIN = 2.0
 
 
-def patch_targets(kind: Target, images: Tensor, patch: int, cell: int = 8, bins: int = 9) -> Tensor:
-    """Return the targets of normalised images [B C H W]: float32 [B N D], without gradient.
+class PatchTarget(ABC):
+    """What the decoder predicts of a patch; its size D is `ModelConfig.target_width`."""
 
-    Raises:
-        ValueError: the kind is unknown, or the images are not tiled by patches or cells.
-    """
-    require_choice(kind, Target, "target")
-    with torch.no_grad():
-        images = images.float()
-        if kind == "pixel":
-            return patchify(images, patch)
-        if kind == "norm_pix":
-            patches = patchify(images, patch)
-            mean, deviation = patch_statistics(patches)
-            return (patches - mean) / deviation
-        if patch % cell:
-            raise ValueError(f"HOG cells of {cell} pixels do not tile a patch of {patch}")
-        return hog_patches(hog(images, cell, bins), patch // cell)
+    drawing: str | None = None
+    """Name of what `picture` shows, if it is not pixels."""
+
+    def __init__(self, config: ModelConfig):
+        self.patch = config.patch
+
+    @abstractmethod
+    def compute(self, images: Tensor) -> Tensor:
+        """Compute the targets of normalised images, float32 [B C H W] -> [B N D]."""
+
+    @abstractmethod
+    def picture(self, patches: Tensor, images: Tensor) -> Tensor:
+        """Show targets [B N D] of images [B C H W], or a prediction of them.
+
+        Returns:
+            Normalised pixels [B C H W], or, if there is a `drawing`, RGB [B 3 H W] in [0, 1].
+        """
 
 
-def patchify(images: Tensor, patch: int) -> Tensor:
-    """[B C H W] -> [B N D]; the pixels of a patch are ordered row, column, channel."""
-    check_tiled(images, patch)
-    return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=patch, q=patch)
+class Pixels(PatchTarget):
+    """The pixels of a patch, ordered row, column, channel."""
+
+    def compute(self, images: Tensor) -> Tensor:
+        """Cut images into patches."""
+        check_tiled(images, self.patch)
+        return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=self.patch, q=self.patch)
+
+    def picture(self, patches: Tensor, images: Tensor) -> Tensor:
+        """Put patches together."""
+        rows, side = images.shape[-2] // self.patch, self.patch
+        return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, p=side, q=side)
+
+
+class NormalisedPixels(Pixels):
+    """The pixels of a patch, relative to their mean and standard deviation."""
+
+    def compute(self, images: Tensor) -> Tensor:
+        """Cut images into patches, and normalise each."""
+        patches = super().compute(images)
+        mean, deviation = patch_statistics(patches)
+        return (patches - mean) / deviation
+
+    def picture(self, patches: Tensor, images: Tensor) -> Tensor:
+        """Restore means and deviations from the images: without them, it is a grey mosaic."""
+        mean, deviation = patch_statistics(super().compute(images))
+        return super().picture(patches * deviation + mean, images)
+
+
+class Hog(PatchTarget):
+    """Histograms of the cells of a patch, ordered channel, bin, row, column; drawn as strokes."""
+
+    drawing = "HOG"
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.cell, self.bins = config.hog_cell, config.hog_bins
+        self.cells = self.patch // self.cell  # along each side of a patch
+
+    def compute(self, images: Tensor) -> Tensor:
+        """Compute the histograms of images."""
+        cells, side = hog(images, self.cell, self.bins), self.cells
+        return rearrange(cells, "b c k (h y) (w x) -> b (h w) (c k y x)", y=side, x=side)
+
+    def picture(self, patches: Tensor, images: Tensor) -> Tensor:
+        """Draw histograms as strokes along edges."""
+        sizes = {"h": images.shape[-2] // self.patch, "y": self.cells, "x": self.cells}
+        cells = rearrange(patches, "b (h w) (c k y x) -> b c k (h y) (w x)", k=self.bins, **sizes)
+        return hog_strokes(cells, self.cell)
+
+
+TARGETS: dict[Target, type[PatchTarget]] = {
+    "pixel": Pixels, "norm_pix": NormalisedPixels, "hog": Hog,
+}  # fmt: skip
 
 
 def check_tiled(images: Tensor, side: int, what: str = "patches") -> None:
@@ -46,13 +102,6 @@ def check_tiled(images: Tensor, side: int, what: str = "patches") -> None:
     height, width = images.shape[-2:]
     if height % side or width % side or not height * width:
         raise ValueError(f"images of {height} x {width} pixels are not tiled by {what} of {side}")
-
-
-def unpatchify(patches: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
-    """[B N D] -> [B C H W], the inverse of `patchify`."""
-    return rearrange(
-        patches, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=patch, q=patch
-    )
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,22 +149,27 @@ def hog(images: Tensor, cell: int = 8, bins: int = 9) -> Tensor:
         return rearrange(F.normalize(histogram, dim=-1), "b c h w k -> b c k h w")
 
 
-def hog_patches(histograms: Tensor, cells: int) -> Tensor:
-    """[B C bins H W] cells -> [B N D], ordered channel, bin, cell row, cell column."""
-    return rearrange(histograms, "b c k (h y) (w x) -> b (h w) (c k y x)", y=cells, x=cells)
+def hog_strokes(histograms: Tensor, cell: int) -> Tensor:
+    """Draw HOG [B C bins h w] as strokes along edges, RGB [B 3 H W] in [0, 1]."""
+    strength = reduce(histograms, "b c k h w -> b k h w", "mean")
+    # A component shared by all orientations of a cell is uninformative, and dominates uncertain
+    # predictions.
+    strength = strength - strength.amin(dim=1, keepdim=True)
+    strokes = _stroke_masks(histograms.shape[2], cell, histograms.device)
+    drawn = torch.einsum("bkhw,kyx->bhwyx", strength, strokes)
+    return repeat(STROKE_GAIN * drawn, "b h w y x -> b c (h y) (w x)", c=3).clamp(0, 1)
 
 
-def hog_cells(patches: Tensor, grid: tuple[int, int], cells: int, bins: int) -> Tensor:
-    """[B N D] -> [B C bins H W], the inverse of `hog_patches`."""
-    return rearrange(
-        patches,
-        "b (h w) (c k y x) -> b c k (h y) (w x)",
-        h=grid[0],
-        w=grid[1],
-        k=bins,
-        y=cells,
-        x=cells,
-    )
+@lru_cache(maxsize=8)
+def _stroke_masks(bins: int, cell: int, device: torch.device) -> Tensor:
+    """Return a line through the cell's centre for each orientation, [bins cell cell]."""
+    offsets = torch.arange(cell, device=device) - (cell - 1) / 2
+    y, x = torch.meshgrid(offsets, offsets, indexing="ij")
+    angles = (torch.arange(bins, device=device) + 0.5) / bins * math.pi
+    # Orientation is atan2(gx, gy): at angle a the gradient points along (sin a, cos a), the edge
+    # along (cos a, -sin a).
+    distance = x * angles.sin()[:, None, None] + y * angles.cos()[:, None, None]
+    return (1 - distance.abs()).clamp(min=0)
 
 
 def _sobel(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -130,7 +130,7 @@ def test_an_exported_hog_run_is_read_back_with_its_target(tmp_path: Path, tiny) 
     torch.manual_seed(0)
     hog = run_with(tiny, tmp_path / "hog.pt", "--model.target=hog", "--model.hog_cell=4")
     exported = load_pretrained(export(hog, "mae", tmp_path / "hog.pth"))
-    assert (exported.target, exported.hog_cell) == ("hog", 4)
+    assert (exported.target, exported.patch_target.cell) == ("hog", 4)
     mask, images = mask_from_noise(torch.rand(2, 16), 0.75), torch.randn(2, 3, 32, 32)
     ours = load_pretrained(hog)
     with torch.no_grad():

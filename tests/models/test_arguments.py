@@ -42,6 +42,7 @@ MODEL: Any = small()
         (lambda: extract_features(MODEL.encoder, IMAGES, "token"), "pool must be one of mean, cls"),
         (lambda: extract_features(MODEL, IMAGES), "model must be a timm model, got a MaskedAuto"),
         (lambda: open_dataset(DataConfig(), "training"), "split must be one of train, val"),
+        (lambda: small(target="edges"), "target must be one of 'pixel', 'norm_pix', 'hog', got"),
         (lambda: small(positions="full"), "positions must be one of 'full_grid', 'own_grid'"),
         (lambda: small(decoder_share=2.0), r"decoder_share must lie in \(0, 1\]"),
         (lambda: small(mask_ratio=1.0), r"mask_ratio must lie in \(0, 1\)"),

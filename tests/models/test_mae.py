@@ -86,6 +86,14 @@ def test_all_bandwidths_share_all_weights() -> None:
 
 
 @pytest.mark.parametrize("target", ["pixel", "norm_pix", "hog"])
+def test_targets_of_any_dtype_are_float32_without_gradient(target: str) -> None:
+    images = torch.randn(2, 3, 32, 32).bfloat16().requires_grad_()
+    targets = small(target=target).targets(images)
+    assert targets.dtype == torch.float32
+    assert not targets.requires_grad
+
+
+@pytest.mark.parametrize("target", ["pixel", "norm_pix", "hog"])
 @pytest.mark.parametrize("channels", [1, 4, 13])
 def test_every_target_supports_any_number_of_channels(target: str, channels: int) -> None:
     model = small(channels=channels, target=target)

@@ -12,9 +12,9 @@ from mae_et.config.commands import ReconstructConfig
 from mae_et.config.data import DataConfig
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.masking import mask_from_noise
-from mae_et.models.targets import hog
+from mae_et.models.targets import hog, hog_strokes
 from mae_et.monitoring.image_grid import save_png
-from mae_et.monitoring.reconstructions import hog_strokes, panel_grid, reconstruction_panels
+from mae_et.monitoring.reconstructions import panel_grid, reconstruction_panels
 from mae_et.reconstruction import reconstruct
 
 DATA = DataConfig(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
