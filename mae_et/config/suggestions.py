@@ -41,7 +41,7 @@ _CALLED_ELSEWHERE = {
     "warmup_epochs": "optim.warmup_fraction",
 }
 
-# Earlier names of keys, where the rules below would suggest another key or none (CHANGELOG.md).
+# Earlier names of keys, where the rules below would suggest another key or none.
 _CALLED_BEFORE = {
     "broken": "data.on_error",
     "broken_share": "data.max_bad_fraction",

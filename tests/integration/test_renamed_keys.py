@@ -21,11 +21,12 @@ BEFORE = GOLDEN / "run_before_renaming"
 
 
 def renamed(kind: str) -> dict[str, str]:
-    """Return old and new names from the changelog's table of a kind."""
-    text = CHANGELOG.read_text(encoding="utf-8")
-    (table,) = re.findall(rf"\| old {kind} \| new {kind} \|\n\|[-|]+\|\n((?:\|.*\|\n)+)", text)
+    """Return old and new names from the tables of a kind: before the first release, and since."""
+    text = "".join(path.read_text(encoding="utf-8") for path in (BEFORE / "README.md", CHANGELOG))
+    tables = re.findall(rf"\| old {kind} \| new {kind} \|\n\|[-|]+\|\n((?:\|.*\|\n)+)", text)
+    assert tables
     names = {}
-    for row in table.splitlines():
+    for row in "".join(tables).splitlines():
         old, new = (re.findall(r"`([\w.]+)`", cell) for cell in row.strip("|").split("|"))
         names.update(zip(old, new, strict=False))
     return names
