@@ -10,6 +10,7 @@ from typing import Any
 from mae_et.config.files import to_yaml
 from mae_et.data.layout import check_outside
 from mae_et.errors import UserError
+from mae_et.io.lock import sole_writer
 from mae_et.io.plain_files import read_text
 from mae_et.runtime.console import printable, say
 from mae_et.training.resume.same_run import check_same_run
@@ -105,10 +106,7 @@ def submit(
 
 
 def submit_together(tasks: list[Task], cluster: ClusterConfig, root: Path) -> str:
-    """Submit tasks of one kind as a job, or as an array if there are several; return its id.
-
-    `root` is the folder of the copied code and the logs.
-    """
+    """Submit tasks as a job, or an array if there are several; `root` gets its code and logs."""
     _check_roots(tasks)
     _check(tasks, cluster, root)
     return _submit(tasks, cluster, root)
@@ -176,10 +174,14 @@ def _submit(group: list[Task], cluster: ClusterConfig, root: Path) -> str:
     with private_files(folder):
         code = snapshot(folder)
         kept = [freeze_configs(each, folder) for each in group]
-    submitted = _launcher(kept, cluster, root, code).submit()
-    for each, job in zip(kept, submitted, strict=True):
-        facts = {"kind": each.kind, "executor": cluster.executor, "logs": str(folder.absolute())}
-        record_event(each.folder, "submitted", job=job.job_id, restart=0, **facts)
+    with sole_writer(folder, "the job files in"):
+        for each in kept:
+            _check_queue(each.folder)  # again: another submission may have come first
+        submitted = _launcher(kept, cluster, root, code).submit()
+        facts = {"kind": group[0].kind, "executor": cluster.executor, "restart": 0}
+        for each, job in zip(kept, submitted, strict=True):
+            logs = str(folder.absolute())
+            record_event(each.folder, "submitted", job=job.job_id, logs=logs, **facts)
     if cluster.executor == "debug":
         with private_files(folder):  # which restores this process's umask, as the jobs change it
             for job in submitted:
@@ -201,10 +203,8 @@ def _check(group: list[Task], cluster: ClusterConfig, root: Path, dry_run: bool 
             _check_training(each, cluster)
     if group[0].kind in TRAININGS and cluster.executor == "slurm" and not cluster.requests_gpus:
         _report_missing_gpus(group[0])
-    if dry_run:
-        return
-    launcher = _launcher(group, cluster, root, root / "slurm")
-    if cluster.executor == "slurm":
+    if cluster.executor == "slurm" and not dry_run:
+        launcher = _launcher(group, cluster, root, root / "slurm")
         say(f"{group[0].kind}: {launcher.check()}")
 
 

@@ -34,7 +34,7 @@ from mae_et.config.files import add_config_arguments, find_config, parse_config,
 from mae_et.config.key_checks import unknown_keys
 from mae_et.config.schema import PretrainConfig, RunConfig
 from mae_et.config.words import join_config_flags
-from mae_et.errors import UserError
+from mae_et.errors import UserError, require
 from mae_et.search.config import SearchConfig
 
 Arguments = list[str]
@@ -78,6 +78,8 @@ OF_ANOTHER_COMMAND = {
 # Commands whose run to resume may be the first word: pretrain RUN. Fine-tuning starts from it.
 RESUMABLE = frozenset({"pretrain", "supervised"})
 TRAININGS = RESUMABLE | {"finetune"}
+# Other commands whose run may be a branch.
+SHOWING = frozenset({"plan", "preview"})
 
 
 def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None = None) -> Any:
@@ -100,7 +102,9 @@ def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None 
         pattern = r"^--(checkpoint(?:[_-]key)?)(?==|$)"
         arguments = [re.sub(pattern, r"--model.\1", word) for word in arguments]
     if command in TRAININGS:
-        arguments = flags_of_branch(split_stop(arguments)[0], kind)
+        arguments = split_stop(arguments)[0]
+    if command in TRAININGS | SHOWING:
+        arguments = flags_of_branch(arguments, kind, writes=command in TRAININGS)
     if issubclass(kind, PretrainConfig):
         arguments = [re.sub(r"^--init(?==|$)", "--init.weights", word) for word in arguments]
         arguments = flags_of_extension(arguments)
@@ -118,6 +122,9 @@ def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None 
         if "data.mean" not in inherited:
             raise
     else:
+        if issubclass(kind, RunConfig) and command not in TRAININGS | SHOWING:
+            refusal = f"{command} continues no run: branch_from must be null"
+            require(config.continues is None, refusal)
         inherited = inherited_keys(command, config)
     if inherited:
         parser.set_defaults(inherited)

@@ -42,10 +42,11 @@ def flags_of_resumed_run(arguments: list[str]) -> list[str]:
     return [f"--config={run / 'config.yaml'}", f"--output.dir={run}", *arguments[1:]]
 
 
-def flags_of_branch(arguments: list[str], kind: type[RunConfig]) -> list[str]:
+def flags_of_branch(arguments: list[str], kind: type[RunConfig], writes: bool) -> list[str]:
     """Replace `--branch-from RUN` by the config of RUN, which flags and other configs override.
 
-    RUN is a run folder or a checkpoint in one. If it is gone, the new run's own config serves.
+    RUN is a run folder or a checkpoint in one (`step-12000` is short for `step-00012000.pt`). If it
+    is gone, the new run's own config serves. `writes`: the command needs a folder for the new run.
     """
     option = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     option.add_argument("--branch-from", "--branch_from", nargs="?", const="")
@@ -54,9 +55,11 @@ def flags_of_branch(arguments: list[str], kind: type[RunConfig]) -> list[str]:
     if given.branch_from is None:
         return arguments
     path = expand_path(Path(given.branch_from), "branch_from")
-    if given.new is None:
+    if (step := re.fullmatch(r"step-(\d+)(\.pt)?", path.name)) and not path.exists():
+        path = path.with_name(f"step-{int(step[1]):08}.pt")
+    if given.new is None and writes:
         raise UserError("--branch-from needs the folder of the new run: --output.dir NEW")
-    new = expand_path(Path(given.new), "output.dir")
+    new = run_of(path) if given.new is None else expand_path(Path(given.new), "output.dir")
     found = [folder for folder in (run_of(path), new) if (folder / "config.yaml").is_file()]
     if not found:
         raise UserError(

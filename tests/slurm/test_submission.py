@@ -1,6 +1,7 @@
 """Submission without a cluster: scripts, copies, sweeps, local jobs."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from submitit import DebugExecutor
+from submitit import DebugExecutor, Job
 
 from mae_et import RunFailed, UserError
 from mae_et.cli.arguments import config_of
@@ -20,6 +21,7 @@ from mae_et.io.lock import sole_writer
 from slurm import status, trials
 from slurm.command import CommandLine, follow_up, freeze_configs, parse_task, sweep_tasks
 from slurm.events import read_events, record_event
+from slurm.launcher import Launcher
 from slurm.private import current_umask
 from slurm.snapshot import snapshot
 
@@ -120,6 +122,30 @@ def test_chain_that_slurm_refuses_halfway_is_cancelled(
     assert (programs / "scancel.log").read_text() == "7\n"
 
 
+def test_of_two_submissions_at_once_the_second_is_refused(
+    programs: Path, monkeypatch, capfd
+) -> None:
+    """Both have found the folder free."""
+
+    def submit_another(launcher: Launcher) -> list[Job[None]]:
+        monkeypatch.setattr(Launcher, "submit", submit)
+        context = multiprocessing.get_context("fork")
+        other = context.Process(target=lambda: sys.exit(main(["submit", "pretrain", *RUN])))
+        other.start()
+        other.join()
+        statuses.append(other.exitcode)
+        return submit(launcher)
+
+    statuses: list[int | None] = []
+    submit = Launcher.submit
+    monkeypatch.setattr(Launcher, "submit", submit_another)
+    assert main(["submit", "pretrain", *RUN]) == 0
+    assert statuses == [2]
+    assert "another process is writing to the job files in run/slurm\n" in capfd.readouterr().err
+    assert (programs / "sbatch.log").read_text().count("--test-only") == 2
+    assert len((programs / "sbatch.log").read_text().splitlines()) == 3
+
+
 def test_unexpected_output_of_sbatch_is_one_sentence(programs: Path, capsys) -> None:
     (programs / "sbatch").write_text("#!/bin/sh\necho queued\n")
     assert main(["submit", "pretrain", *RUN]) == 2
@@ -166,7 +192,8 @@ def test_a_lab_s_umask_holds_for_the_run_but_not_for_pickles_and_code(
         os.umask(kept)
     assert pickled == [0o022, 0o002]
     for path in (place / "run" / "slurm").rglob("*"):
-        assert path.stat().st_mode & 0o022 == 0 or path.suffix in {".jsonl", ".out", ".err"}, path
+        written = path.suffix in {".jsonl", ".out", ".err"} or path.name == ".lock"
+        assert path.stat().st_mode & 0o022 == 0 or written, path
     assert (place / "run" / "results.json").stat().st_mode & 0o022 == 0o020
 
 

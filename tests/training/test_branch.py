@@ -12,6 +12,7 @@ from mae_et import PretrainConfig, UserError, pretrain
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.checkpoints.store import load_checkpoint, newest_checkpoint, save_checkpoint
 from mae_et.cli.arguments import config_of
+from mae_et.cli.main import main
 from mae_et.config.files import to_yaml
 from mae_et.config.init import InitConfig
 from mae_et.data.bad_images import RECORD
@@ -181,6 +182,17 @@ def test_a_branch_without_changes_is_the_run_bit_for_bit(falling, tmp_path: Path
     assert_same_end(run, tmp_path / "new")
 
 
+def test_a_branch_is_planned_and_previewed_before_it_starts(falling, tmp_path, capsys) -> None:
+    _, run = falling
+    branch = [f"--branch-from={run / 'checkpoints' / 'step-8'}", "--curriculum.epochs=6"]
+    main(["plan", *branch, "--json"])
+    assert json.loads(capsys.readouterr().out)["steps"] == 24
+    assert main(["preview", *branch, f"--save={tmp_path / 'preview.png'}"]) == 0
+    assert (tmp_path / "preview.png").exists()
+    start = run / "checkpoints" / "step-00000008.pt"
+    assert config_of("preview", branch).branch_from == start
+
+
 def test_a_changed_branch_resumes_bit_for_bit(falling, tmp_path: Path, capsys) -> None:
     """It ends where the checkpoint leads whose recorded config is changed by hand."""
     config, kept = falling
@@ -272,5 +284,8 @@ def test_what_a_branch_cannot_change_is_refused(falling, tmp_path: Path) -> None
     ):
         with pytest.raises(UserError, match=sentence):
             config_of("pretrain", words)
+    for command in ("demo", "search", "bench node"):
+        with pytest.raises(UserError, match=f"{command} continues no run: branch_from must be"):
+            config_of(command, [f"--branch-from={run}"])
     with pytest.raises(UserError, match=rf"is now 0\.01; .* --branch-from {run} --output\.dir NEW"):
         pretrain(config_of("pretrain", [str(run), "--optim.base_lr=0.01"]))
