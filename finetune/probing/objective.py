@@ -44,6 +44,8 @@ class HeldOutAccuracy:
 
     def __post_init__(self) -> None:
         require_in("(0, 1)", self, "share")
+        require_in("(0, inf)", self, "images")
+        require_in("[0, inf)", self, "num_workers")
         typed(self, HeldOutAccuracy)
 
     def check(self, data: DataConfig, channels: int) -> None:

@@ -98,10 +98,12 @@ class Curriculum:
             patch: side of a patch, in pixels.
 
         Raises:
-            UserError: there is no such preset, or the base is not a multiple of the patch.
+            UserError: there is no such preset, base or patch is not positive, or the base is not a
+                multiple of the patch.
         """
+        constant = cls((Stage(base, 1.0),), base, patch)
         if name == "constant":
-            return cls((Stage(base, 1.0),), base, patch)
+            return constant
         if name not in _PAPER_BANDWIDTHS:
             raise UserError(
                 f"there is no curriculum {name!r}; "
@@ -111,7 +113,7 @@ class Curriculum:
             Stage(scaled_bandwidth(bandwidth, base, patch), 0.1, magnitude)
             for magnitude, bandwidth in enumerate(_PAPER_BANDWIDTHS[name])
         )
-        return cls(stages, base, patch, "images" if name == "et" else "compute")
+        return replace(constant, stages=stages, shares_of="images" if name == "et" else "compute")
 
     @classmethod
     def from_config(cls, config: CurriculumConfig, base: int, patch: int) -> "Curriculum":
@@ -140,14 +142,18 @@ class Curriculum:
 
         Raises:
             UserError: the dataset is empty, the batch is larger than the dataset, a cost is not
-                positive, the budget exceeds `MOST_STEPS`, or a stage would have less than one step.
+                positive and finite, the budget exceeds `MOST_STEPS`, or a stage would have less
+                than one step.
         """
         check_batch(batch_size, dataset_size)
         _check_budget(epochs, dataset_size / batch_size)
         cost = cost or (lambda bandwidth: float(bandwidth * bandwidth))
         base_cost = cost(self.base)
         costs = [cost(stage.bandwidth) for stage in self.stages]
-        require(min(base_cost, *costs) > 0, f"the cost of an image must be positive, got {costs}")
+        require(
+            all(0 < c < math.inf for c in (base_cost, *costs)),
+            f"the cost of an image must be positive and finite, got {costs}",
+        )
         # The unit of the budget is one image at the base size, or one image of any size.
         units = [c / base_cost if self.shares_of == "compute" else 1.0 for c in costs]
         total = math.fsum(stage.share for stage in self.stages)

@@ -34,7 +34,7 @@ from mae_et.data.transforms import (
     seeded,
     training_transform,
 )
-from mae_et.errors import UserError
+from mae_et.errors import UserError, require
 
 
 class AugmentedDataset(Dataset[AnyBatch], ABC):
@@ -122,6 +122,10 @@ class TrainTransform:
     """Transform of a training image; see `train_transform`."""
 
     def __init__(self, plan: Plan, patch: int, seed: int, config: DataConfig):
+        require(
+            patch > 0 and all(bandwidth % patch == 0 for bandwidth in plan.bandwidths),
+            f"patch_size {patch} does not divide the bandwidths {plan.bandwidths}",
+        )
         self.seed, self.config = seed, config
         self.patches = [(stage.bandwidth // patch) ** 2 for stage in plan.stages]
         self.transforms = [
@@ -162,7 +166,8 @@ def train_transform(
         DataLoader stacks them along a new dimension.
 
     Raises:
-        UserError: timm does not know the augmentation.
+        UserError: timm does not know the augmentation, or a bandwidth is not a multiple of the
+            patch.
     """
     return TrainTransform(plan, patch_size, seed, config or DataConfig())
 

@@ -1,5 +1,6 @@
 """Arguments that would be misread are refused, in a sentence that names them."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from small_mae import small
 
+from finetune import HeldOutAccuracy
 from mae_et import (
     Curriculum,
     DataConfig,
@@ -17,11 +19,13 @@ from mae_et import (
     low_frequency_crop,
     mask_from_noise,
     normalise,
+    train_transform,
 )
 from mae_et.data.datasets import open_dataset
 
 IMAGES = torch.rand(2, 3, 32, 32)
 MODEL: Any = small()
+PLAN = Curriculum((Stage(),), 32).plan(9, 9, 9)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +39,13 @@ MODEL: Any = small()
         (lambda: mask_from_noise(torch.rand(2, 8, 8), 0.75), r"noise must be \[B N\], got shape"),
         (lambda: Curriculum((Stage(),), 32, shares_of="steps"), "shares_of must be one of compute"),
         (lambda: Curriculum((Stage(),), 32, patch=0), "patch must lie in"),
+        (lambda: Curriculum.preset("etpp", 32, patch=0), r"patch must lie in \[1, inf\), got 0"),
         (lambda: Curriculum((Stage(),), 32).plan(9, 9, 9, lambda side: 0), "cost .* be positive"),
+        (lambda: Curriculum((Stage(),), 32).plan(9, 9, 9, lambda side: math.inf), "and finite"),
+        (lambda: train_transform(PLAN, 0), r"patch_size 0 does not divide the bandwidths \[32\]"),
+        (lambda: train_transform(PLAN, 7), "patch_size 7 does not divide"),
+        (lambda: HeldOutAccuracy(images=0), "images must be positive, got 0"),
+        (lambda: HeldOutAccuracy(num_workers=-1), "num_workers must not be negative, got -1"),
         (lambda: MODEL.encode(IMAGES[:, :1]), "mat1 and mat2 shapes cannot be multiplied"),
         (lambda: MODEL.encode(IMAGES[..., :31]), "32 x 31 pixels are not tiled by patches"),
         (lambda: small(decoder_depth=0)(IMAGES), "has no decoder: it can encode but not reconstr"),
