@@ -60,7 +60,7 @@ class TensorBoardWriter:
         if config.data.augment is None:
             self.hidden.add("magnitude")
         found = self.folder.glob("events.out.tfevents.*")
-        old = [path for path in found if path.is_file() and not path.is_symlink()]
+        old = sorted(path for path in found if path.is_file() and not path.is_symlink())
         # purge_step 0: an open TensorBoard discards the points of the old file.
         self.writer = SummaryWriter(str(self.folder), purge_step=0)
         self.writer.add_text("config", f"```yaml\n{to_yaml(config)}```")
@@ -70,14 +70,13 @@ class TensorBoardWriter:
             self.add_scores(row)
         self._add_saved_images(last=rows[-1]["step"] if rows else 0)
         self.writer.flush()
-        # Truncated now and deleted at the next start: an open TensorBoard would wait forever at a
-        # deleted file, but has left one that was already empty.
-        for path in old:
-            if path.stat().st_size == 0:
-                path.unlink()
-                continue
+        # The newest is truncated, and deleted at the next start: an open TensorBoard, which reads
+        # the files by name, would wait forever at a deleted one.
+        for path in old[-1:]:
             with open(path, "ab", opener=no_follow) as file:
                 file.truncate(0)
+        for path in old[:-1]:
+            path.unlink()
 
     def add_metrics(self, row: Row) -> None:
         """Add a row of metrics."""
