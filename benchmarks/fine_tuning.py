@@ -17,7 +17,7 @@ import torch
 
 from finetune import ClassifierConfig, ProbeConfig, classify, score_encoder
 from mae_et import load_config
-from mae_et.checkpoints.stored_settings import stored_config
+from mae_et.checkpoints.source import recognise
 from mae_et.checkpoints.writers.tensor_files import export_encoder
 from mae_et.config.data import DataConfig
 from mae_et.config.schema import PretrainConfig
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=ENCODERS)
     parser.add_argument("--folder", type=Path, default=Path("runs/fine_tuning"))
     known, flags = parser.parse_known_args()
-    config = stored_config(known.run)
+    config = recognise(known.run).config()
     if config is None:
         raise UserError(f"--run {known.run} is not the folder of a pre-training")
     size = config.model.image_size

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune import ProbeConfig, score_encoder
-from mae_et.checkpoints.stored_settings import stored_config
+from mae_et.checkpoints.source import recognise
 from mae_et.config.files import load_config
 from mae_et.config.schema import PretrainConfig
 from mae_et.data.datasets import open_dataset
@@ -123,7 +123,7 @@ def run_arm(config: QualityConfig, name: str, seed: int) -> dict[str, Any]:
 def arm_config(config: QualityConfig, name: str, seed: int, folder: Path) -> PretrainConfig:
     """Return the config of an arm's pre-training, as stored once it has started."""
     arm = ARMS[name]
-    begun = stored_config(folder) if (folder / "config.yaml").exists() else None
+    begun = recognise(folder).config() if (folder / "config.yaml").exists() else None
     mine = _load(config, arm.flags, seed, folder)
     epochs = config.epochs * (arm.budget or 1)  # untrained arms have the config of plain MAE
     if begun is not None:

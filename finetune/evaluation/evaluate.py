@@ -15,7 +15,7 @@ from finetune.scores import score, write_tables
 from finetune.scoring_config import EvaluateConfig
 from mae_et.checkpoints.layouts.timm_hub import require_checkpoint
 from mae_et.checkpoints.preprocessing import report_preprocessing
-from mae_et.checkpoints.stored_settings import stored_preprocessing
+from mae_et.checkpoints.source import recognise
 from mae_et.config.data import STATISTICS, DataConfig, check_statistics
 from mae_et.config.typed import typed
 from mae_et.data.cores import worker_count
@@ -101,7 +101,8 @@ def _open(config: EvaluateConfig) -> _Task:
         check_scores_folder(config.output)
     run = read_classifier_config(config.checkpoint)
     data, held_out = _all_images(data_to_evaluate(config, run), run)
-    recorded = stored_preprocessing(config.checkpoint, config.checkpoint_key, config.architecture)
+    checkpoint = recognise(config.checkpoint, config.checkpoint_key, config.architecture)
+    recorded = checkpoint.preprocessing()
     classifier = load_classifier(config, run)
     report_preprocessing(recorded, data, config.checkpoint)
     check_statistics(data, classifier.channels)

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import timm
-
 from finetune.config import ClassifierConfig
 from finetune.image_size import Size, check_tiles, height_and_width, patch_side
 from finetune.scoring_config import EvaluateConfig
@@ -14,13 +12,13 @@ from finetune.training.model import load_run_network
 from mae_et.checkpoints.encoders import build_named, build_vit_of
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.layouts.timm_config import (
-    timm_architecture,
     timm_arguments,
     timm_classes,
     timm_preprocessing,
 )
 from mae_et.checkpoints.layouts.timm_hub import fetch_from_hub
 from mae_et.checkpoints.run_config import read_classifier_description
+from mae_et.checkpoints.source import recognise
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.checkpoints.weights import Weights
 from mae_et.errors import UserError
@@ -49,13 +47,14 @@ def load_classifier(config: EvaluateConfig, run: ClassifierConfig | None) -> Tra
         network = load_run_network(run.model, path, tensors)
         classes = read_classifier_description(path)["classes"]
         return TrainedClassifier(network, run.model.image_size, run.model.channels, classes)
-    if named := config.architecture or timm_architecture(path):
-        network = build_named(path, named, config.checkpoint_key, head=True)
+    source = recognise(path, config.checkpoint_key, config.architecture)
+    if source.architecture is not None:
+        network = build_named(source, head=True)
         recorded = timm_preprocessing(path)
         classifier = _of_timm(config, network, recorded.image_size if recorded else None)
-        channels = timm_arguments(path, named).get("in_chans", classifier.channels)
+        channels = timm_arguments(path, source.architecture).get("in_chans", classifier.channels)
         return replace(classifier, channels=channels, classes=timm_classes(path))
-    if not path.exists() and timm.is_model(str(path)):
+    if source.kind == "name":
         return _of_timm(config, fetch_from_hub(str(path)))
     weights = load_weights(path, config.checkpoint_key).with_given(config.encoder_num_heads)
     return _of_weights(config, weights)

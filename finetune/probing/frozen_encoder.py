@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from finetune.image_size import Size, check_tiles, height_and_width, patch_side
 from finetune.run_folder import check_scored_data, no_data, read_classifier_config
 from finetune.scoring_config import FrozenNetworkConfig
-from mae_et.checkpoints.encoders import encoder_of_weights, load_encoder
+from mae_et.checkpoints.encoders import encoder_of_weights, named_encoder
 from mae_et.checkpoints.formats import load_weights
-from mae_et.checkpoints.layouts.timm_config import timm_architecture
 from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.checkpoints.preprocessing import Preprocessing, report_preprocessing
-from mae_et.checkpoints.stored_settings import stored_preprocessing
+from mae_et.checkpoints.source import recognise
 from mae_et.checkpoints.weights import Weights
 from mae_et.config.data import DataConfig
 from mae_et.config.model import ModelConfig
@@ -113,15 +112,12 @@ def open_encoder(
 
     Arguments and errors are those of `mae_et.load_encoder`.
     """
-    path = Path(checkpoint)
-    architecture = architecture or timm_architecture(path)
-    if architecture is not None or not path.exists():
-        network = load_encoder(path, encoder_num_heads, architecture, checkpoint_key)
-        recorded = stored_preprocessing(path, checkpoint_key, architecture)
-        return replace(_of_network(network), preprocessing=recorded)
-    weights = load_weights(path, checkpoint_key).with_given(encoder_num_heads)
+    source = recognise(Path(checkpoint), checkpoint_key, architecture)
+    if source.is_named:
+        return replace(_of_network(named_encoder(source)), preprocessing=source.preprocessing())
+    weights = load_weights(source.path, checkpoint_key).with_given(encoder_num_heads)
     encoder = replace(frozen_encoder_from_weights(weights), preprocessing=weights.preprocessing)
-    classifier = read_classifier_config(path)
+    classifier = read_classifier_config(source.path)
     return encoder if classifier is None else replace(encoder, data=classifier.data)
 
 

@@ -23,8 +23,8 @@ from finetune.probing.objective import HeldOutAccuracy
 from finetune.scoring_config import DynamicsConfig
 from mae_et.checkpoints.formats import weights_of_payload
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
+from mae_et.checkpoints.source import recognise
 from mae_et.checkpoints.store import load_checkpoint
-from mae_et.checkpoints.stored_settings import stored_config
 from mae_et.config.data import DataConfig
 from mae_et.config.files import plain
 from mae_et.config.typed import typed
@@ -53,7 +53,7 @@ def dynamics(config: DynamicsConfig) -> dict[str, Any]:
     """
     config = typed(config, DynamicsConfig)
     paths = list_checkpoints(config.checkpoint / "checkpoints")
-    run = stored_config(config.checkpoint) if paths else None
+    run = recognise(config.checkpoint).config() if paths else None
     if run is None:
         return _score_single(config)
     for key in ("data", "architecture", "encoder_num_heads", "checkpoint_key"):

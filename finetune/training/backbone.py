@@ -15,6 +15,7 @@ from mae_et.checkpoints.layouts.hugging_face_config import activation_of, norm_e
 from mae_et.checkpoints.layouts.other_names import recognise_network
 from mae_et.checkpoints.layouts.timm_config import refuse_traceless, timm_arguments, timm_classes
 from mae_et.checkpoints.layouts.timm_conversion import converted_by_timm
+from mae_et.checkpoints.source import recognise
 from mae_et.checkpoints.state_dicts import describe_mismatch
 from mae_et.config.model_names import suggest_model
 from mae_et.errors import UserError, listed, one_line
@@ -96,10 +97,12 @@ def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str)
 
     Weights of another image or patch size are resampled by timm's own functions.
     """
+    source = recognise(checkpoint, key)
+    about = source.description()
     arguments = timm_arguments(checkpoint, network.default_cfg["architecture"])
-    refuse_traceless(checkpoint, arguments | activation_of(checkpoint))
+    refuse_traceless(checkpoint, arguments | activation_of(about, checkpoint))
     heads, ours = classifier_prefixes(network), network.state_dict()
-    theirs = read_weights_of(network, checkpoint, key)
+    theirs = read_weights_of(network, source)
     kept, cause = _without_mismatched_head(theirs, ours, heads), None
     if describe_mismatch(kept, ours, may_lack=heads):
         try:
@@ -120,7 +123,7 @@ def _load_checkpoint(network: Any, checkpoint: Path, key: str | None, name: str)
         notify(f"{checkpoint}: its projection is not used ({listed(projections)})")
     check_finite(checkpoint, kept, ours)
     network.load_state_dict(kept, strict=False)
-    eps = norm_eps_of(checkpoint)
+    eps = norm_eps_of(about)
     if eps and (own := {p.eps for p in network.modules() if isinstance(p, nn.LayerNorm)} - {eps}):
         notify(f"{checkpoint} has layer norms of epsilon {eps}, {name} of {listed(sorted(own))}")
     if any(name.startswith(heads) for name in kept if name in ours):

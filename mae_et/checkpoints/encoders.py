@@ -8,25 +8,24 @@ import math
 from pathlib import Path
 from typing import Any
 
-import timm
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from mae_et.checkpoints.finite_weights import check_finite
-from mae_et.checkpoints.formats import load_weights
+from mae_et.checkpoints.formats import load_weights, read_state_dict
 from mae_et.checkpoints.guesses import NAME_IT, report_assumed_blocks
 from mae_et.checkpoints.layouts.dinov2_head import add_dinov2_head, has_dinov2_head
-from mae_et.checkpoints.layouts.hugging_face_config import activation_of, folder_of, norm_eps_of
+from mae_et.checkpoints.layouts.hugging_face_config import activation_of, norm_eps_of
 from mae_et.checkpoints.layouts.mae import PROBE_EPSILON, head_entries
-from mae_et.checkpoints.layouts.timm_config import timm_architecture, timm_arguments
+from mae_et.checkpoints.layouts.timm_config import timm_arguments
 from mae_et.checkpoints.layouts.timm_conversion import converted_by_timm
 from mae_et.checkpoints.layouts.timm_hub import fetch_from_hub
 from mae_et.checkpoints.load import masked_autoencoder, num_heads_of
 from mae_et.checkpoints.run_config import DEFAULT_ENCODER
-from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch, read_state_dict
+from mae_et.checkpoints.source import Source, recognise
+from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch
 from mae_et.checkpoints.weights import Weights
 from mae_et.errors import UserError, listed, one_line
-from mae_et.io.plain_files import read_mapping
 from mae_et.models.encoder import create_vit, set_norm_eps
 from mae_et.runtime.console import notify
 
@@ -57,12 +56,24 @@ def load_encoder(
     Raises:
         UserError: there is no such checkpoint, or it is not a vision transformer.
     """
-    path = Path(checkpoint)
-    if named := architecture or timm_architecture(path):
-        return _checked(build_named(path, named, checkpoint_key), path)
-    if not path.exists() and timm.is_model(str(path)):
-        return _checked(fetch_from_hub(str(path), num_classes=0), path)
-    return encoder_of_weights(load_weights(path, checkpoint_key).with_given(encoder_num_heads))
+    source = recognise(Path(checkpoint), checkpoint_key, architecture)
+    if source.is_named:
+        return named_encoder(source)
+    weights = load_weights(source.path, checkpoint_key)
+    return encoder_of_weights(weights.with_given(encoder_num_heads))
+
+
+def named_encoder(source: Source) -> Any:
+    """Build or fetch an encoder that timm builds by name; see `load_encoder`."""
+    path = source.path
+    if source.architecture is None:
+        network = fetch_from_hub(str(path), num_classes=0)
+    else:
+        network = build_named(source)
+    sized = getattr(getattr(network, "patch_embed", None), "img_size", None) is not None
+    if not sized or not hasattr(network, "num_prefix_tokens"):
+        raise UserError(f"{path} is not a vision transformer: it returns no list of tokens")
+    return network.eval()
 
 
 def encoder_of_weights(weights: Weights) -> VisionTransformer:
@@ -178,14 +189,15 @@ def _side(count: int) -> int:
     return side if side * side == count else 0
 
 
-def build_named(path: Path, architecture: str, key: str | None, head: bool = False) -> Any:
-    """Build a timm model by name and load a file, whose names timm converts to its own.
+def build_named(source: Source, head: bool = False) -> Any:
+    """Build a timm model by name and load weights, whose names timm converts to its own.
 
     With `head` the classifier is loaded too; its bias gives the number of classes.
     """
-    arguments = timm_arguments(path, architecture) | activation_of(path)
+    path, architecture, about = source.path, str(source.architecture), source.description()
+    arguments = timm_arguments(path, architecture) | activation_of(about, path)
     network = create_vit(architecture, **arguments, num_classes=0)
-    tensors = read_weights_of(network, path, key)
+    tensors = read_weights_of(network, source)
     parts = classifier_prefixes(network)
     if head:
         biases = [tensors[f"{part}bias"] for part in parts if f"{part}bias" in tensors]
@@ -200,22 +212,20 @@ def build_named(path: Path, architecture: str, key: str | None, head: bool = Fal
         raise UserError(f"{path} does not fit {architecture}: {mismatch}")
     check_finite(path, tensors, network.state_dict())
     network.load_state_dict(tensors, strict=False)
-    set_norm_eps(network, norm_eps_of(path))
+    set_norm_eps(network, norm_eps_of(about))
     return network
 
 
-def read_weights_of(network: Any, path: Path, key: str | None) -> Tensors:
+def read_weights_of(network: Any, source: Source) -> Tensors:
     """Read weights for a timm model; sizes and head may differ. See `read_state_dict`."""
-    tensors = read_state_dict(path, network.state_dict().keys(), key)
-    config = folder_of(path) / "config.json"
-    recorded = read_mapping(config).get("num_attention_heads") if config.is_file() else None
-    by_timm = timm_arguments(path, network.default_cfg["architecture"])
-    recorded = recorded or by_timm.get("num_heads")
+    tensors = read_state_dict(source, network.state_dict().keys())
+    by_timm = timm_arguments(source.path, network.default_cfg["architecture"])
+    recorded = source.description().get("num_attention_heads") or by_timm.get("num_heads")
     found = (getattr(part, "num_heads", None) for part in network.modules())
     others = {heads for heads in found if isinstance(heads, int) and heads != recorded}
     if isinstance(recorded, int) and others:
         own = listed(sorted(others))
-        raise UserError(f"the network has {own} heads, and {path} records {recorded}")
+        raise UserError(f"the network has {own} heads, and {source.path} records {recorded}")
     # DINOv2's registers in transformers' layout; timm itself converts the released files.
     return to_timm_layout(tensors) if {"pos_embed", "reg_token"} <= tensors.keys() else tensors
 
@@ -224,11 +234,3 @@ def classifier_prefixes(network: Any) -> tuple[str, ...]:
     """Return the prefixes of a timm model's classifier parameters, such as `head.`."""
     parts = network.default_cfg.get("classifier", "head")
     return tuple(f"{part}." for part in ([parts] if isinstance(parts, str) else parts))
-
-
-def _checked(network: Any, path: Path) -> Any:
-    """Refuse networks that return feature maps instead of tokens."""
-    sized = getattr(getattr(network, "patch_embed", None), "img_size", None) is not None
-    if not sized or not hasattr(network, "num_prefix_tokens"):
-        raise UserError(f"{path} is not a vision transformer: it returns no list of tokens")
-    return network.eval()

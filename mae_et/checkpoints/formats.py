@@ -8,16 +8,19 @@
 Nothing in a file is executed.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import timm
-
 from mae_et.checkpoints.finite_weights import check_finite
 from mae_et.checkpoints.fixed_positions import without_positions
 from mae_et.checkpoints.guesses import report_unread
-from mae_et.checkpoints.layouts.hugging_face import file_of_folder, from_hugging_face, read_tensors
+from mae_et.checkpoints.layouts.hugging_face import (
+    from_hugging_face,
+    read_tensors,
+    read_with_timm_names,
+)
 from mae_et.checkpoints.layouts.hugging_face_config import (
     folder_of,
     grid_of,
@@ -28,8 +31,7 @@ from mae_et.checkpoints.layouts.hugging_face_config import (
 )
 from mae_et.checkpoints.layouts.mae import check_plain_vit, split_mae
 from mae_et.checkpoints.layouts.other_names import describe_folder
-from mae_et.checkpoints.layouts.timm_config import timm_architecture
-from mae_et.checkpoints.layouts.timm_hub import fetch_from_hub, no_checkpoint
+from mae_et.checkpoints.layouts.timm_hub import fetch_from_hub
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.recorded import (
     with_classifier,
@@ -42,7 +44,13 @@ from mae_et.checkpoints.run_config import (
     config_of_run,
     read_classifier_description,
 )
-from mae_et.checkpoints.state_dicts import Tensors, find_state_dict, tensor_names
+from mae_et.checkpoints.source import Source, recognise
+from mae_et.checkpoints.state_dicts import (
+    Tensors,
+    find_state_dict,
+    largest_state_dict,
+    tensor_names,
+)
 from mae_et.checkpoints.store import newest_of_run
 from mae_et.checkpoints.weight_files import read_weight_file, summarise_error
 from mae_et.checkpoints.weights import Weights
@@ -61,7 +69,7 @@ def load_weights(path: Path, key: str | None = None) -> Weights:
         UserError: there is no such checkpoint, it cannot be read without executing code, or it
             does not hold exactly one vision transformer.
     """
-    return _peeked.pop((path, key, _version(path)), None) or _read(path, key)
+    return _peeked.pop((path, key, _version(path)), None) or _read(recognise(path, key))
 
 
 def peek_weights(path: Path, key: str | None = None) -> Weights:
@@ -97,26 +105,31 @@ def _version(path: Path) -> object:
     return status and (status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def _read(path: Path, key: str | None) -> Weights:
-    if not path.exists():
-        if timm.is_model(str(path)):
-            return _from_hub(path)
-        raise no_checkpoint(path)
-    path = folder_of(path)
-    if path.is_file() and not path.name.endswith(".index.json"):
-        return weights_of_payload(path, read_weight_file(path), key)
-    path = path.parent if path.is_file() else path
-    file = file_of_folder(path)
-    if timm_architecture(path) is not None:
-        return weights_of_payload(file or path, read_tensors(path), key)
-    is_hugging_face = (path / "config.json").is_file()
-    is_classifier = (path / "classes.json").is_file()
-    if file and not (is_hugging_face or is_classifier):
-        return _from_mae(path, read_tensors(path), key)
+def read_state_dict(source: Source, names: Collection[str]) -> Tensors:
+    """Read the state dict of a network with these parameter names, whatever the network.
+
+    All tensors of the file are returned if none of the names is found.
+    """
+    path, folder = source.path, folder_of(source.path)
+    require(source.kind != "name", f"there is no checkpoint {path}")
+    require(
+        source.kind != "run" or not (path / "plan.json").is_file(),
+        f"{path} is a run of mae-et pretrain and records its network: name none",
+    )
+    payload = read_with_timm_names(folder) if folder.is_dir() else read_tensors(source.place)
+    return find_state_dict(path, payload, names, source.key) or largest_state_dict(path, payload)
+
+
+def _read(source: Source) -> Weights:
+    path, key = source.place, source.key
+    if source.kind == "name":
+        return _from_hub(path)
+    if source.kind == "file":
+        return weights_of_payload(path, read_tensors(path), key)
     _refuse_key(path, key)
-    if is_hugging_face:
+    if source.kind == "transformers":
         return _from_hugging_face(path)
-    if is_classifier:
+    if source.kind == "classifier":
         return _from_classifier_run(path)
     payload = newest_of_run(path)
     return _from_finished_run(path) if payload is None else weights_of_payload(path, payload)
@@ -199,7 +212,7 @@ def _from_hugging_face(folder: Path) -> Weights:
         preprocessing=read_preprocessor(folder),
         encoder_num_heads=about.get("num_attention_heads"),
         decoder_num_heads=about.get("decoder_num_attention_heads"),
-        norm_eps=norm_eps_of(folder),
+        norm_eps=norm_eps_of(about),
         grid=grid_of(about),
         target="norm_pix" if about.get("norm_pix_loss") else "pixel",
     )

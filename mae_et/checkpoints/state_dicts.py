@@ -15,10 +15,7 @@ from torch import Tensor
 
 from mae_et.checkpoints.finite_weights import as_float32
 from mae_et.checkpoints.guesses import report_unread
-from mae_et.checkpoints.layouts.hugging_face import read_with_timm_names
-from mae_et.checkpoints.layouts.hugging_face_config import folder_of
 from mae_et.checkpoints.layouts.other_names import renamed_to_timm
-from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.errors import UserError, listed
 from mae_et.runtime.console import notify
 
@@ -28,21 +25,6 @@ Tensors = dict[str, Tensor]
 _INSERTED = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _EMA = re.compile(r"(^|[._])ema([._]|$)", re.IGNORECASE)  # in names of moving averages
 _DEEPEST = 4  # levels of nested mappings; no known trainer stores weights deeper
-
-
-def read_state_dict(path: Path, names: Collection[str], key: str | None) -> Tensors:
-    """Read the state dict of a network with these parameter names from a file or a folder.
-
-    The folder is of a classifier's run, of transformers or of accelerate. All tensors of the file
-    are returned if none of the names is found.
-    """
-    if not path.exists():
-        raise UserError(f"there is no checkpoint {path}")
-    if (path / "plan.json").is_file() and not (path / "classes.json").is_file():
-        raise UserError(f"{path} is a run of mae-et pretrain and records its network: name none")
-    folder = folder_of(path)
-    payload = read_with_timm_names(folder) if folder.is_dir() else read_weight_file(path)
-    return find_state_dict(path, payload, names, key) or largest_state_dict(path, payload)
 
 
 def find_state_dict(

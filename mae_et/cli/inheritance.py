@@ -31,13 +31,13 @@ def inherited_keys(command: str, config: object) -> dict[str, Any]:
 def data_of_checkpoint(config: FrozenNetworkConfig) -> DataConfig | None:
     """Return the data, or at least the statistics, that a checkpoint was trained with."""
     from finetune import read_classifier_config
-    from mae_et.checkpoints.stored_settings import stored_data
+    from mae_et.checkpoints.source import recognise
 
     path, named = config.checkpoint, config.architecture
     run = read_classifier_config(path)
     if run is not None:
         return run.data
-    data = stored_data(path, config.checkpoint_key, named)
+    data = recognise(path, config.checkpoint_key, named).data()
     if named is not None and data is not None and is_main():
         say(
             f"images as timm records for {named}, unless given: data.mean "
@@ -82,17 +82,16 @@ def _by_classifier(command: str, config: ClassifierConfig) -> dict[str, Any]:
     if start is not None and (_is_missing_file(start) or is_unsaved(start)):
         return keys
     from finetune.training.preprocessing import preprocessing_of_start
-    from mae_et.checkpoints.stored_settings import stored_channels, stored_config
+    from mae_et.checkpoints.source import recognise
 
     name = config.data.name  # recipes set folder, which without a root is no dataset
     given = config.data.root or name not in {None, *ROOTED} or backbone
-    run = None if given or start is None or command != "finetune" else stored_config(start)
+    source = None if start is None else recognise(start, config.model.checkpoint_key)
+    run = None if given or source is None or command != "finetune" else source.config()
     if run is not None and name in {None, run.data.source}:
         data = plain(run.data) | {"name": run.data.source}
         keys |= {f"data.{key}": data[key] for key in SOURCE_KEYS}
-    channels = (
-        None if start is None or backbone else stored_channels(start, config.model.checkpoint_key)
-    )
+    channels = None if source is None or backbone else source.channels()
     if channels is not None:
         keys["model.channels"] = channels
     preprocessing = preprocessing_of_start(config.model)

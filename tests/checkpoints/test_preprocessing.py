@@ -19,8 +19,8 @@ from finetune.training.preprocessing import preprocessing_of_start
 from mae_et import PretrainConfig, UserError, export, load_config, pretrain
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.preprocessing import Preprocessing, report_preprocessing
+from mae_et.checkpoints.source import recognise
 from mae_et.checkpoints.store import list_checkpoints
-from mae_et.checkpoints.stored_settings import stored_data, stored_preprocessing
 from mae_et.checkpoints.writers.tensor_files import export_encoder
 from mae_et.cli.arguments import config_of, config_over_data_of
 from mae_et.cli.main import main
@@ -49,13 +49,14 @@ def run(tmp_path_factory) -> Path:
 def test_every_form_of_a_run_records_its_preprocessing(run: Path, tmp_path: Path) -> None:
     forms = [run, list_checkpoints(run / "checkpoints")[-1], run / "encoder.safetensors"]
     forms += [export(run, kind, tmp_path / kind) for kind in ("timm", "mae", "hf")]
+    forms.append(export(run, "timm", tmp_path / "folder" / "model.safetensors").parent)
     for path in forms:
         assert load_weights(path).preprocessing == OWN, path
-        assert stored_preprocessing(path) == OWN, path
-        data = stored_data(path)
+        assert recognise(path).preprocessing() == OWN, path
+        data = recognise(path).data()
         assert data is not None
         assert (data.mean, data.std, data.eval_crop) == (OWN.mean, OWN.std, 1.0)
-    assert stored_preprocessing(TINY) is None
+    assert recognise(TINY).preprocessing() is None
 
 
 @pytest.mark.parametrize("form", ["run", "encoder", "mae", "hf"])
@@ -118,7 +119,7 @@ def test_backbones_inherit_what_timm_publishes() -> None:
     assert preprocessing_of_start(NetworkConfig(backbone=name)) is None
     config = config_of("finetune", [f"--model.backbone={name}", "--model.pretrained=true"])
     assert config.data.mean == published.mean
-    assert stored_preprocessing(Path(name)) == found
+    assert recognise(Path(name)).preprocessing() == found
 
 
 @pytest.mark.parametrize("form", ["encoder", "mae", "hf"])
@@ -292,7 +293,7 @@ def test_the_config_that_timm_saves_beside_its_file_counts(tmp_path: Path) -> No
     }}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(about))
     (tmp_path / "model.safetensors").touch()
-    found = stored_preprocessing(tmp_path / "model.safetensors", architecture="resnet10t")
+    found = recognise(tmp_path / "model.safetensors", architecture="resnet10t").preprocessing()
     assert found == Preprocessing((0.1, 0.2, 0.3), (0.5,) * 3, 0.9, 64)
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     start = NetworkConfig(backbone="resnet10t", checkpoint=tmp_path / "model.safetensors")
@@ -309,7 +310,7 @@ def test_a_named_architecture_keeps_the_statistics_of_a_folder_of_transformers(
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(about))
     (tmp_path / "model.safetensors").touch()
     for path in (tmp_path, tmp_path / "model.safetensors"):
-        found = stored_preprocessing(path, architecture="vit_tiny_patch16_224")
+        found = recognise(path, architecture="vit_tiny_patch16_224").preprocessing()
         assert found is not None
         assert found.mean == (0.1, 0.2, 0.3)
 

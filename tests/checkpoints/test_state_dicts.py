@@ -12,6 +12,7 @@ from mae_et import UserError, load_pretrained
 from mae_et.checkpoints.formats import load_weights, weights_of_payload
 from mae_et.checkpoints.state_dicts import describe_mismatch, find_state_dict, largest_state_dict
 from mae_et.checkpoints.weight_files import read_weight_file
+from mae_et.cli.arguments import config_of
 
 
 def test_differences_from_a_network_are_listed() -> None:
@@ -104,6 +105,8 @@ def test_several_candidates_are_listed_and_chosen_by_a_key(pair, vit, tmp_path: 
         for key, weights in ((first, vit), (second, other)):
             found = load_pretrained(tmp_path / "a.pth", **HEADS, checkpoint_key=key)
             assert torch.equal(found.encoder.cls_token, weights["cls_token"])
+            words = [f"--checkpoint={tmp_path / 'a.pth'}", f"--model.checkpoint_key={key}"]
+            assert config_of("finetune", words).model.channels == 3
         with pytest.raises(UserError, match=f"nothing under 'no': .*{first}"):
             load_pretrained(tmp_path / "a.pth", **HEADS, checkpoint_key="no")
 

@@ -25,8 +25,8 @@ from finetune.config import ClassifierConfig
 from mae_et import UserError
 from mae_et.checkpoints.encoders import load_encoder
 from mae_et.checkpoints.formats import load_weights
+from mae_et.checkpoints.source import recognise
 from mae_et.checkpoints.store import newest_checkpoint
-from mae_et.checkpoints.stored_settings import stored_config
 from mae_et.cli.main import main
 from mae_et.config.data import DataConfig
 from mae_et.config.files import config_from_text, load_config
@@ -256,7 +256,7 @@ def test_config_in_a_checkpoint_that_names_a_class_is_refused(
     with pytest.raises(UserError, match="a config names no class"):
         load_weights(tmp_path / "c.pt")
     with pytest.raises(UserError, match="a config names no class"):
-        stored_config(tmp_path / "c.pt")
+        recognise(tmp_path / "c.pt").config()
 
 
 def test_nothing_runs_detects_unpickling_writes_programs_and_imports(tmp_path: Path) -> None:

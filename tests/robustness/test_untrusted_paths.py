@@ -12,7 +12,7 @@ from fuzz.watch import nothing_runs
 from image_files import refusal, save, write_files, write_shard
 
 from mae_et.checkpoints.run_config import read_only_data
-from mae_et.checkpoints.stored_settings import stored_config
+from mae_et.checkpoints.source import recognise
 from mae_et.cli.main import main
 from mae_et.config.data import DataConfig
 from mae_et.config.files import load_config, to_yaml
@@ -87,7 +87,7 @@ def test_paths_in_a_checkpoint_are_never_written_to(tmp_path: Path) -> None:
         write_files(tmp_path, {"c.pt": run_checkpoint()}) / "c.pt", weights_only=True
     )
     text = to_yaml(config)
-    model = to_yaml(stored_config(tmp_path / "c.pt"))
+    model = to_yaml(recognise(tmp_path / "c.pt").config())
     text = model[: model.index("data:")] + text[text.index("data:") :]
     torch.save(state | {"config": text}, tmp_path / "c.pt")
     save(tmp_path / "own.png")

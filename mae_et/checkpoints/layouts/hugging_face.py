@@ -8,11 +8,12 @@ Source: the `vit_mae`, `vit`, `dinov2` and `dinov2_with_registers` models of tra
 
 import re
 from pathlib import Path, PurePath
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mae_et.checkpoints.layouts.hugging_face_config import WEIGHT_FILES
+from mae_et.checkpoints.layouts.hugging_face_config import INDEX, WEIGHT_FILES, file_of_folder
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.errors import UserError, listed
 from mae_et.io.plain_files import read_mapping
@@ -77,21 +78,12 @@ DECODER_BLOCKS_OF_5 = "decoder.decoder_encoder.layer."
 THIRDS = ("query", "key", "value")
 
 
-def file_of_folder(folder: Path) -> Path | None:
-    """Return the weight file of transformers or accelerate, or the index of its shards, if any."""
-    files = [folder / f"{name}{index}" for name in WEIGHT_FILES for index in ("", ".index.json")]
-    return next((file for file in files if file.is_file()), None)
-
-
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Read the weights that `save_pretrained` wrote to a folder, under the names on disk.
-
-    They are in one file, or in the shards that an index lists.
-    """
-    file = file_of_folder(folder)
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Read a weight file, the shards that an index lists, or a folder with one of these."""
+    file = file_of_folder(path) if path.is_dir() else path
     if file is None:
-        raise UserError(f"{folder} has neither {' nor '.join(WEIGHT_FILES)}, nor an index")
-    return _read_shards(file) if file.suffix == ".json" else read_weight_file(file)
+        raise UserError(f"{path} has neither {' nor '.join(WEIGHT_FILES)}, nor an index")
+    return _read_shards(file) if file.name.endswith(INDEX) else read_weight_file(file)
 
 
 def read_with_timm_names(folder: Path) -> dict[str, Tensor]:

@@ -16,6 +16,8 @@ MODEL_TYPES = {
 """Models that are read, with transformers' default epsilon of their layer norms."""
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Weight files of a folder, in the order in which transformers and timm look for them."""
+INDEX = ".index.json"
+"""Suffix of the index of a file that is saved in shards."""
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_python": "gelu",
     "gelu_fast": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
@@ -38,9 +40,15 @@ def folder_of(path: Path) -> Path:
     if re.search(r"-\d{5}-of-(?!00001)\d{5}\.", path.name) and path.is_file():
         raise UserError(f"{path} is one of several files: give their folder")
     file = path.parent / "config.json"
-    is_weights = path.name.removesuffix(".index.json") in WEIGHT_FILES and path.is_file()
+    is_weights = path.name.removesuffix(INDEX) in WEIGHT_FILES and path.is_file()
     is_theirs = is_weights and file.is_file() and "model_type" in read_mapping(file)
     return path.parent if is_theirs else path
+
+
+def file_of_folder(folder: Path) -> Path | None:
+    """Return the weight file of transformers or accelerate, or the index of its shards, if any."""
+    files = [folder / f"{name}{index}" for name in WEIGHT_FILES for index in ("", INDEX)]
+    return next((file for file in files if file.is_file()), None)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -51,7 +59,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} holds a {kind!r} model, not {' or '.join(MODEL_TYPES)}")
     if about.get("use_swiglu_ffn"):
         raise UserError(f"{folder} has another MLP than a plain ViT: give its timm model instead")
-    if own := activation_of(folder):
+    if own := activation_of(about, folder):
         raise UserError(
             f"{folder} has the activation {own['act_layer']}: give its timm model with "
             "--architecture (of embed, knn, linear-probe and evaluate), which keeps it"
@@ -62,22 +70,14 @@ def read_description(folder: Path) -> dict[str, Any]:
     return about
 
 
-def norm_eps_of(path: Path) -> float | None:
-    """Return the epsilon of a transformers folder's layer norms; None for other paths.
-
-    Raises:
-        UserError: `config.json` cannot be read.
-    """
-    file = folder_of(path) / "config.json"
-    about = read_mapping(file) if file.is_file() else {}
+def norm_eps_of(about: dict[str, Any]) -> float | None:
+    """Return the epsilon of layer norms that transformers describes; None for other models."""
     given = about.get("layer_norm_eps", MODEL_TYPES.get(str(about.get("model_type"))))
     return float(given) if isinstance(given, int | float) and given > 0 else None
 
 
-def activation_of(path: Path) -> dict[str, Any]:
-    """Return timm's argument for the activation of a folder of transformers; empty for GELU."""
-    file = folder_of(path) / "config.json"
-    about = read_mapping(file) if file.is_file() else {}
+def activation_of(about: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return timm's argument for the activation that transformers describes; empty for GELU."""
     name = str(about.get("hidden_act", "gelu") if "model_type" in about else "gelu")
     if name not in ACTIVATIONS:
         raise UserError(f"{path} has the activation {name!r}, not {' or '.join(ACTIVATIONS)}")

@@ -12,17 +12,13 @@ from mae_et.errors import UserError, one_line
 def require_checkpoint(path: Path) -> None:
     """Refuse a path that is neither a file or folder nor timm's name of a model."""
     if not (path.exists() or timm.is_model(str(path))):
-        raise no_checkpoint(path)
-
-
-def no_checkpoint(path: Path) -> UserError:
-    """Return the error for a path that does not exist; it may be a misspelt name of a model."""
-    meant = suggest(str(path), timm.list_models())
-    return UserError(f"there is no checkpoint {path}{meant}")
+        meant = suggest(str(path), timm.list_models())
+        raise UserError(f"there is no checkpoint {path}{meant}")
 
 
 def fetch_from_hub(name: str, **arguments: Any) -> Any:
-    """Create a timm model with its published weights."""
+    """Create a timm model with its published weights; refuse a name that timm does not know."""
+    require_checkpoint(Path(name))
     try:
         return timm.create_model(name, pretrained=True, **arguments)
     except Exception as error:  # whatever the hub's client raises
