@@ -18,9 +18,22 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False)
 
 
+@torch.compiler.assume_constant_result  # a graph is compiled again when the switches change
+def _products_are_exact() -> bool:
+    with contextlib.suppress(RuntimeError):  # see `exact_products`
+        return torch.get_float32_matmul_precision() == "highest"
+    return False
+
+
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
-    """Keep float32 products on a GPU from running as TF32, which has 10 bits of mantissa."""
+    """Keep float32 products on a GPU from running as TF32, which has 10 bits of mantissa.
+
+    With `torch.compile`, it breaks the graph if TF32 is allowed: graphs hold no switches.
+    """
+    if _products_are_exact():
+        yield
+        return
     switch: Callable[[str], None] = torch.set_float32_matmul_precision
     try:
         before, exact = torch.get_float32_matmul_precision(), "highest"

@@ -107,6 +107,16 @@ def test_autocast_does_not_touch_the_crop() -> None:
     assert torch.equal(inside, low_frequency_crop(x, 16))
 
 
+@pytest.mark.slow  # PyTorch imports sympy
+@pytest.mark.parametrize("method", ["fourier", "resize"])
+def test_the_crop_compiles_to_one_graph(method: str) -> None:
+    def crop(x: torch.Tensor) -> torch.Tensor:
+        return low_frequency_crop(x, 16, method)
+
+    x = images(32, dtype=torch.float32)
+    assert torch.equal(torch.compile(crop, fullgraph=True, backend="aot_eager")(x), crop(x))
+
+
 @pytest.mark.parametrize(
     ("bandwidth", "sentence"),
     [

@@ -54,6 +54,19 @@ def test_a_cpu_computes_in_float32_unless_asked() -> None:
         assert (x @ x).dtype == torch.float32
 
 
+@pytest.mark.slow  # PyTorch imports sympy
+def test_a_graph_holds_no_products_that_may_be_inexact() -> None:
+    @torch.compile(fullgraph=True, backend="eager")
+    def square(x: torch.Tensor) -> torch.Tensor:
+        with exact_products():
+            return x @ x
+
+    assert torch.equal(square(torch.eye(2)), torch.eye(2))
+    torch.set_float32_matmul_precision("high")
+    with pytest.raises(torch._dynamo.exc.Unsupported):  # without fullgraph, the graph is broken
+        square(torch.eye(2))
+
+
 def test_exact_products_put_the_precision_back_also_after_an_error() -> None:
     torch.set_float32_matmul_precision("high")
     with contextlib.suppress(RuntimeError), exact_products():
