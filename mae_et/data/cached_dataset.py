@@ -1,7 +1,6 @@
 """A dataset whose decoded images lie in shared memory."""
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -60,26 +59,25 @@ class CachedDataset:
             return shape[0], shape[1]
         return (shape[1], shape[2]) if kind == ARRAY else None
 
-    def rows(self, wanted: Sequence[tuple[int, int, int]]) -> list[Tensor]:
-        """Return some rows of images of 8 bits: uint8 [height W C], views of memory if possible.
+    def rows(self, samples: np.ndarray, top: np.ndarray, height: np.ndarray) -> list[Tensor]:
+        """Return some rows of images of 8 bits, [height W C] each, as uint8 [height*W*C].
+
+        They are views of the cache, but for arrays [C H W], which are rearranged.
 
         Args:
-            wanted: the index, first row and number of rows of each image.
+            samples: indices of the images, [N].
+            top: their first rows, [N].
+            height: their numbers of rows, [N].
         """
-        whole, entries = self.buffer.whole(), self.entries[[index for index, *_ in wanted]].tolist()
-        found = []
-        for (_, top, height), (kind, *shape, _, offset) in zip(wanted, entries, strict=True):
-            if kind == IMAGE:
-                _, width, channels = shape
-                line = width * channels
-                start = offset + top * line
-                found.append(
-                    whole.as_strided((height, width, channels), (line, channels, 1), start)
-                )
-            else:
-                pixels = whole[offset : offset + math.prod(shape)].view(*shape)
-                found.append(pixels[:, top : top + height].permute(1, 2, 0).contiguous())
-        return found
+        whole, entries = self.buffer.whole(), self.entries[samples]
+        line = entries[:, 2] * entries[:, 3]
+        start = entries[:, 5] + top * line
+        rows = [whole[i:j] for i, j in np.stack([start, start + height * line], 1).tolist()]
+        for n in np.flatnonzero(entries[:, 0] != IMAGE):
+            _, *shape, _, offset = entries[n].tolist()
+            planes = whole[offset : offset + math.prod(shape)].view(*shape)
+            rows[n] = planes[:, top[n] : top[n] + height[n]].permute(1, 2, 0).flatten()
+        return rows
 
     def _stored(self, index: int) -> tuple[Entry, np.ndarray | None]:
         kind, *shape, label, offset = self.entries[index].tolist()

@@ -153,16 +153,15 @@ def test_views_are_made_on_the_gpu(monkeypatch, pinned: list[Tensor], in_memory:
 
     # Streams are tested in test_decoding_threads.py.
     monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: None)
-    monkeypatch.setattr(PackedBatch, "file_places", lambda _: places)  # which the host knows
     with FAKE:
         content, views = (
             torch.zeros(shape, dtype=torch.uint8) for shape in ((9600,), (1, 3, 24, 24))
         )
         pinned += [content, views]  # as DataLoader does
         number, noise = np.zeros((4, 3), np.int64), np.zeros((4, 9), np.float32)
-        packed = PackedBatch(content, number, views, number, noise, number[0], number)
-        shapes = (20, 30, 3), (50, 20, 3), (40, 40, 3)
-        rows = [torch.zeros(shape, dtype=torch.uint8) for shape in shapes]
+        files = np.array([[*place[:4], *place.box, place.flip] for place in places])
+        packed = PackedBatch(content, files, views, number, noise, number[0], number)
+        rows = [torch.zeros(size, dtype=torch.uint8) for size in (1800, 3000, 4800)]
         monkeypatch.setattr(CachedDataset, "rows", lambda *_: rows)
         stored = CachedDataset.__new__(CachedDataset)
         decoded = DeviceDecoder(GPU.device, [24], stored if in_memory else decode)(packed)

@@ -105,38 +105,62 @@ class DeviceDecoder:
 
     def _batch(self, packed: PackedBatch, stream: Any) -> Decoded:
         count, side = len(packed.indices), self.sides[int(packed.stage[0])]
-        files = packed.file_places()
-        samples = packed.indices[:, 0].tolist()
         images = torch.empty(count, 3, side, side, dtype=torch.uint8, device=self.device)
-        finished = sorted(set(range(count)) - {file.place for file in files})
-        if finished:
+        finished = np.setdiff1d(np.arange(count), packed.files[:, 0])
+        if len(finished):
             views = copy_to(packed.views, self.device)
-            images[copy_to(torch.tensor(finished), self.device)] = views
+            images[copy_to(torch.from_numpy(finished), self.device)] = views
+        if isinstance(self.decode, CachedDataset):
+            refused = self._crop(self.decode, packed, images)
+        else:
+            refused = self._decode(self.decode, packed, images, stream)
+        noise, stage, replaced = map(
+            torch.from_numpy, (packed.noise, packed.stage, packed.replaced)
+        )
+        batch = Batch(images, copy_to(noise, self.device), stage, replaced)
+        return Decoded(batch, refused, packed.indices, None)
+
+    def _crop(self, stored: CachedDataset, packed: PackedBatch, images: Tensor) -> list[int]:
+        """Write views of images in memory to their places in a batch; none are refused."""
+        if not len(packed.files):
+            return []
+        place, _, _, width, top, left, rows, columns, flip = packed.files.T
+        sizes, samples = 3 * rows * width, packed.indices[place, 0]
+        ends = np.flatnonzero(np.diff(sizes.cumsum() // MAX_DECODED_BYTES)) + 1
+        for part in np.split(np.arange(len(place)), ends):
+            source = stored.rows(samples[part], top[part], rows[part])
+            memory = torch.empty(int(sizes[part].sum()), dtype=torch.uint8, device=self.device)
+            copies = list(memory.split(sizes[part].tolist()))
+            # One call for all, which releases the GIL; asynchronous if the memory is pinned.
+            torch._foreach_copy_(copies, source, non_blocking=True)
+            shapes = zip(copies, rows[part].tolist(), width[part].tolist(), strict=True)
+            whole = [copy.as_strided((3, h, w), (1, 3 * w, 3)) for copy, h, w in shapes]
+            boxes = np.stack([0 * top, left, rows, columns], 1)[part].tolist()
+            flips = (flip[part] != 0).tolist()
+            resized = self.resize(whole, boxes, flips, images.shape[-1])
+            images[copy_to(torch.from_numpy(place[part]), self.device)] = resized
+        return []
+
+    def _decode(
+        self, decode: Decode, packed: PackedBatch, images: Tensor, stream: Any
+    ) -> list[int]:
+        """Write views of JPEGs to their places in a batch; return the places of refused ones."""
         refused: list[int] = []
+        files = packed.file_places()
         chunks = list(_chunks(files))
         contents = packed.content.split([sum(each.length for each in chunk) for chunk in chunks])
         for chunk, content in zip(chunks, contents, strict=True):
-            whole: Sequence[Tensor | None]
-            if isinstance(self.decode, CachedDataset):
-                wanted = [(samples[file.place], file.box[0], file.box[2]) for file in chunk]
-                whole = _copied(self.decode.rows(wanted), self.device)
-                chunk = [file._replace(box=(0, *file.box[1:])) for file in chunk]
-            else:
-                whole = self._images(self.decode, content, chunk, stream)
+            whole = self._images(decode, content, chunk, stream)
             pairs = list(zip(chunk, whole, strict=True))
             refused += [file.place for file, image in pairs if image is None]
             decoded = [image for image in whole if image is not None]
             made = [file for file, image in pairs if image is not None]
             if made:
                 boxes, flips = [file.box for file in made], [file.flip for file in made]
-                resized = self.resize(decoded, boxes, flips, side)
+                resized = self.resize(decoded, boxes, flips, images.shape[-1])
                 places = torch.tensor([file.place for file in made])
                 images[copy_to(places, self.device)] = resized
-        noise, stage, replaced = map(
-            torch.from_numpy, (packed.noise, packed.stage, packed.replaced)
-        )
-        batch = Batch(images, copy_to(noise, self.device), stage, replaced)
-        return Decoded(batch, refused, packed.indices, None)
+        return refused
 
     def _images(
         self, decode: Decode, content: Tensor, files: Sequence[FilePlace], stream: Any
@@ -164,16 +188,6 @@ class DeviceDecoder:
             image if image.shape == (3, file.height, file.width) else None
             for image, file in zip(rgb, files, strict=True)
         ]
-
-
-def _copied(rows: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Copy images [H W 3] to a device, adjacent in memory, as views [3 H W]."""
-    sizes = [each.nbytes for each in rows]
-    parts = torch.empty(sum(sizes), dtype=torch.uint8, device=device).split(sizes)
-    parts = [part.view(each.shape) for part, each in zip(parts, rows, strict=True)]
-    # One call for all, which releases the GIL; asynchronous if the memory is pinned.
-    torch._foreach_copy_(parts, list(rows), non_blocking=True)
-    return [part.permute(2, 0, 1) for part in parts]  # einops would be slower
 
 
 def _chunks(files: Sequence[FilePlace]) -> Iterator[list[FilePlace]]:
