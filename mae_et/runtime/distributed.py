@@ -35,9 +35,7 @@ class DistributedContext:
 
 
 def choose_device(device: Literal["auto", "cpu", "cuda"] = "auto") -> torch.device:
-    """Return this process's device; set `CUDA_DEVICE_MAX_CONNECTIONS` to 32 unless it is set."""
-    # CUDA's queues, 8 by default: streams in one wait for each other, and nvJPEG has dozens.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+    """Return this process's device."""
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("efficiency.device is cuda, but torch sees no CUDA device")
     if device == "cpu" or not torch.cuda.is_available():

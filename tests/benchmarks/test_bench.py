@@ -1,10 +1,8 @@
 """Benchmarks run, and their arithmetic is correct; no test asserts a speed."""
 
 import os
-import sys
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -139,11 +137,6 @@ def test_unknown_bench_is_refused(capsys) -> None:
 def test_variants_train_in_a_stream_that_is_also_that_of_graphs(monkeypatch) -> None:
     """Graphs run where they were captured."""
     used: list[str] = []
-    green = SimpleNamespace(Stream=lambda: "green")
-    contexts = SimpleNamespace(GreenContext=SimpleNamespace(create=lambda **_: green))
-    gpu = SimpleNamespace(multi_processor_count=132)
-    monkeypatch.setitem(sys.modules, "torch.cuda.green_contexts", contexts)  # PyTorch 2.7 has none
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: used.append(stream) or nullcontext())
     monkeypatch.setattr(torch.cuda, "Stream", lambda priority=0: f"own {priority}")
     monkeypatch.setattr(compiling, "STEPS_WORTH_COMPILING", 1000)
@@ -151,11 +144,10 @@ def test_variants_train_in_a_stream_that_is_also_that_of_graphs(monkeypatch) -> 
     monkeypatch.setattr(decode_ahead, "PRIORITY", -1)
     monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
     for name, queues, streams in (
-        ("default", "32", []), ("connections", "8", []), ("priority", "32", ["own -1"]),
-        ("partition", "32", ["own -1", "green"]),
+        ("default", None, []), ("connections", "32", []), ("priority", "32", ["own -1"])
     ):  # fmt: skip
         with variant(name):
-            assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == queues
+            assert os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS") == queues
             assert compiling.STEPS_WORTH_COMPILING == 0
         assert used == streams
         assert Capture.default_capture_stream == (streams[-1] if streams else None)

@@ -29,23 +29,6 @@ def test_a_local_rank_takes_its_gpu(monkeypatch, gpus, visible, local, expected)
     assert choose_device("cpu") == torch.device("cpu")
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, "32"), ("1", "1")])
-def test_streams_get_all_queues_before_cuda_is_initialised(monkeypatch, given, expected) -> None:
-    """But as many as the environment says."""
-    see(monkeypatch, 1, None, 0)
-    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
-    if given is not None:
-        monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", given)
-    found: list[str | None] = []
-    monkeypatch.setattr(
-        torch.cuda,
-        "is_available",
-        lambda: found.append(os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS")) or True,
-    )
-    choose_device()
-    assert set(found) == {expected}
-
-
 def see(monkeypatch, gpus: int, visible: str | None, local: int) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)

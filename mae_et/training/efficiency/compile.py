@@ -27,8 +27,6 @@ from mae_et.runtime.watchdog import heartbeat
 
 STEPS_WORTH_COMPILING = 1000
 """Steps per bandwidth from which `auto` compiles: fewer do not repay the compilation."""
-SHARING = {"cpu"}
-"""Types of devices on which all bandwidths share the graphs of blocks."""
 
 
 def should_compile(
@@ -85,7 +83,7 @@ def compile_network(
     # torch splits graphs at DistributedDataParallel's buckets, to overlap the exchange of gradients
     # with the backward pass. Blocks need no splits: each exchanges its own gradients.
     torch._dynamo.config.optimize_ddp = not blocks
-    dynamic = device.type in SHARING and bool(blocks)
+    dynamic = device.type == "cpu" and bool(blocks)
     options: dict[str, Any] = {"dynamic": dynamic, "backend": backend}
     if not blocks:
         return torch.compile(network, **options)  # type: ignore[return-value]
