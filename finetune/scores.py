@@ -16,6 +16,7 @@ from mae_et.data.datasets import ImageDataset
 from mae_et.data.loader import batches_of, data_loader
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.io.atomic import write_text_atomically
+from mae_et.monitoring.figures import standard_error
 from mae_et.monitoring.progress import Progress
 from mae_et.monitoring.tables import csv_table
 from mae_et.runtime import distributed
@@ -45,11 +46,17 @@ class Scores:
     """int64 [C C]: images of class i (row) predicted as class j; None if C is too large."""
 
     def summary(self) -> dict[str, Any]:
-        """Return top-1 and top-5 in percent, the mean loss, and the number of images."""
+        """Return top-1 and top-5 in percent, the mean loss, and the number of images.
+
+        Top-1 has its standard error, in points. Up to five classes have no top-5, which is 100.
+        """
         images = int(self.images.sum())
+        top1 = 100 * int(self.correct.sum()) / images
+        top5 = {"top5": round(100 * self.top5 / images, 3)} if len(self.images) > 5 else {}
         return {
-            "top1": round(100 * int(self.correct.sum()) / images, 3),
-            "top5": round(100 * self.top5 / images, 3),
+            "top1": round(top1, 3),
+            "top1_standard_error": round(standard_error(top1, images), 3),
+            **top5,
             "val_loss": round(self.loss, 5),
             "val_images": images,
         }

@@ -24,7 +24,7 @@ Read = TypeVar("Read")
 SILENCE_SECONDS = 120.0
 SILENCE_ROWS = 10
 MAX_WORDS = 160  # characters of a state with its error, in a table
-SHOWN_SCORES = ("top1", "knn", "linear", "ridge", "effective_rank")
+SHOWN_SCORES = ("top1", "knn", "linear", "ridge", "effective_rank", "val_images")
 ENDED = frozenset({"finished", "damaged", "stopped", *map(str.lower, TERMINAL)})
 # State according to the last event, if SLURM does not know the job.
 STATE_AFTER_EVENT = {

@@ -6,7 +6,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mae_et.errors import Stopped
-from mae_et.monitoring.figures import figure_name, format_figure, format_seconds
+from mae_et.monitoring.figures import (
+    PERCENTAGES,
+    figure_name,
+    format_figure_of,
+    format_seconds,
+    images_of,
+)
 from mae_et.runtime.console import printable
 from slurm.run_status import ENDED, RunStatus, status
 
@@ -27,7 +33,7 @@ def table(found: Iterable[RunStatus]) -> str:
             each.stage or "-",
             _shown(each.bandwidth),
             _shown(each.loss, ".4f"),
-            next((f"{figure_name(k)} {format_figure(k, v)}" for k, v in each.scores.items()), "-"),
+            next((_score(key, each.scores) for key in each.scores), "-"),
             _shown(each.images_per_second, ".0f"),
             "-" if each.eta is None else format_seconds(each.eta),
             str(each.restarts),
@@ -42,6 +48,13 @@ def table(found: Iterable[RunStatus]) -> str:
         for row in rows
     ]
     return "\n".join([*lines, *([""] if errors else []), *errors])
+
+
+def _score(key: str, scores: dict[str, float]) -> str:
+    """Return a score with its standard error and number of images, if that is recorded."""
+    images = images_of(key, scores)
+    counted = "" if images is None or key not in PERCENTAGES else f" (n = {images})"
+    return f"{figure_name(key)} {format_figure_of(scores, key)}{counted}"
 
 
 def _shown(value: float | None, form: str = "") -> str:

@@ -39,7 +39,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
     Returns:
         `data`, the name of the data; `settings`, if any differ from the defaults; `top1` and `top5`
-        in percent; `val_loss`; `val_images`, the number scored; if the data have fewer classes than
+        (of more than five classes) in percent; `top1_standard_error`, in points; `val_loss`;
+        `val_images`, the number scored; if the data have fewer classes than
         the checkpoint, `classes` and `classes_of_checkpoint`; and `provenance`: checkpoint, weights
         and all settings.
 

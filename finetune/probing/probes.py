@@ -14,6 +14,7 @@ from finetune.scoring_config import ProbeConfig, notify_scoring
 from mae_et.config.data import STATISTICS, DataConfig
 from mae_et.config.typed import typed
 from mae_et.io.score_records import RESULTS, write_record
+from mae_et.monitoring.figures import standard_error
 from mae_et.probing.nearest_neighbours import knn_accuracy
 from mae_et.runtime import distributed
 from mae_et.runtime.console import say
@@ -40,9 +41,9 @@ def score_encoder(
 
     Returns:
         `data`, the name of the data; `settings`, if any differ from the defaults; `knn` and
-        `linear`, top-1 in percent; `linear_learning_rate`, the chosen one; the same with the
-        prefix `untrained_` if the config requests them; and `provenance`: checkpoint, weights,
-        numbers of images and all settings.
+        `linear`, top-1 in percent, each with its `..._standard_error`; `linear_learning_rate`, the
+        chosen one; the same with the prefix `untrained_` if the config requests them; and
+        `provenance`: checkpoint, weights, numbers of images and all settings.
 
     Raises:
         UserError: the checkpoint or the data cannot be used.
@@ -135,9 +136,14 @@ def _score(
         if config.neighbours > len(train[0]):
             say(f"neighbours {config.neighbours}: all {len(train[0])} training images vote")
         accuracy = knn_accuracy(train, val, config.neighbours, config.temperature)
-        results["knn"] = round(accuracy, 2)
+        results |= _with_error("knn", accuracy, len(val.labels))
     if linear:
         probe = probe_features(train, val, config.epochs, config.seed)
-        results["linear"] = round(probe.accuracy, 2)
+        results |= _with_error("linear", probe.accuracy, len(val.labels))
         results["linear_learning_rate"] = probe.learning_rate
     return results, {"train_images": len(train.labels), "val_images": len(val.labels)}
+
+
+def _with_error(key: str, accuracy: float, images: int) -> dict[str, float]:
+    error = standard_error(accuracy, images)
+    return {key: round(accuracy, 2), f"{key}_standard_error": round(error, 2)}

@@ -45,7 +45,8 @@ class PeriodicEvaluation(Periodic):
         check_state(run)
         scores = self._score(run.state.model)
         if ema is not None:
-            raw = {f"raw_{name}": scores[name] for name in ("top1", "top5", "val_loss")}
+            own = {"top1", "top5", "val_loss"}
+            raw = {f"raw_{name}": value for name, value in scores.items() if name in own}
             scores = self._score(ema.module) | raw
         if logger is None:
             return

@@ -38,7 +38,7 @@ class OnlineProbeConfig:
     images that do not vote."""
     max_fraction: float = 0.02
     """Largest fraction of the run's time for all probes together: fewer images are drawn if their
-    loading and encoding would take more."""
+    loading and encoding would take more, but not fewer than 400 that vote and 100 to classify."""
 
     def __post_init__(self) -> None:
         if self.every is not None:

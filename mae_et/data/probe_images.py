@@ -21,6 +21,8 @@ from mae_et.runtime.console import notify
 
 ENOUGH = 200
 """Images to classify for a standard error of at most 3.5 percentage points."""
+LEAST = 400, 100
+"""Images that vote and are classified if there are as many, whatever they cost."""
 
 
 class CentreCrops(Dataset[tuple[Tensor, int] | None]):
@@ -79,7 +81,7 @@ def open_probe_images(
     """Open the data of the probes, draw their images, and report them in one line.
 
     A probe shares the preprocessing of the run and, without `probe.data`, its training split
-    `source`. It can afford `most` images.
+    `source`. It can afford `most` images, but uses `LEAST`.
     """
     data, train = run, source
     if config.data is not None:
@@ -87,7 +89,7 @@ def open_probe_images(
         train = open_dataset(data, "train", channels)
     order = _shuffled(len(train), seed)
     if unlabelled := _why_unlabelled(train):
-        chosen = sorted(order[: max(1, min(config.train_images, most))])
+        chosen = sorted(order[: min(config.train_images, max(most, LEAST[0]))])
         _describe(data, f"effective rank of {len(chosen)} images, no accuracy: {unlabelled}")
         return ProbeImages(data, train, chosen, train, [])
     val, reason = _open_validation(data, train, channels)
@@ -100,19 +102,23 @@ def open_probe_images(
         val, val_order, order = train, order[:held_out], order[held_out:]
     wanted = min(config.train_images, len(order)), min(config.val_images, len(val_order))
     share = min(1.0, max(1, most) / sum(wanted))
-    voting, classified = (max(1, int(share * count)) for count in wanted)
-    limit = _describe_limit(config.max_fraction, share, wanted[1])
+    voting, classified = (
+        max(min(least, count), int(share * count))
+        for least, count in zip(LEAST, wanted, strict=True)
+    )
+    limit = _describe_limit(config.max_fraction, share, classified, wanted[1])
     held = f", held out from the training images: {reason}" if reason else ""
     _describe(data, f"{voting} images vote, {classified} are classified{limit}{held}")
     return ProbeImages(data, train, sorted(order[:voting]), val, sorted(val_order[:classified]))
 
 
-def _describe_limit(max_fraction: float, share: float, wanted: int) -> str:
+def _describe_limit(max_fraction: float, share: float, classified: int, wanted: int) -> str:
     """Describe why only a share of the images is classified, and what to set if it is small."""
     if share == 1:
         return ""
-    enough, classified = min(ENOUGH, wanted), max(1, int(share * wanted))
-    limit = f"probe.max_fraction {max_fraction:g} allows no more"
+    enough, limit = min(ENOUGH, wanted), f"probe.max_fraction {max_fraction:g} allows no more"
+    if classified > max(1, int(share * wanted)):
+        limit = f"the fewest: more than probe.max_fraction {max_fraction:g} allows"
     if classified < enough:
         needed = math.ceil(100 * max_fraction * enough / (share * wanted)) / 100
         advice = f"set it to {needed:g}" if needed <= 1 else "probe less often"

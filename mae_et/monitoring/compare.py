@@ -13,7 +13,13 @@ from mae_et.io.atomic import refuse_unwritable, write_text_atomically
 from mae_et.io.metrics_file import is_plausible
 from mae_et.io.plain_files import check_replaceable
 from mae_et.monitoring.compared_runs import ComparedRun, Mean, read_runs, seed_means, varied_keys
-from mae_et.monitoring.figures import PERCENTAGES, figure_name, format_seconds, ordered_figures
+from mae_et.monitoring.figures import (
+    PERCENTAGES,
+    figure_name,
+    format_seconds,
+    is_error,
+    ordered_figures,
+)
 from mae_et.monitoring.tables import csv_table, latex_table, markdown_table
 
 NOTE = "Rows of means: mean ± standard deviation over n seeds (of the sample, n - 1)."
@@ -21,7 +27,7 @@ START = r"\| run +\||run,|\\begin\{tabular\}"
 # Figures that are shown by default of a run itself, not of the classifiers inside its folder.
 OWN = ("loss", "val_loss", "equivalent_epochs", "images", "val_images", "training_seconds")
 # Scores of a sample of images; omitted if all runs have the scores of all images.
-SAMPLED = {"probe_knn": "knn", "probe_ridge": "linear"}
+SAMPLED = {"probe_knn": "knn", "probe_ridge": "linear", "probe_val_images": "knn"}
 
 
 def compare(
@@ -106,7 +112,7 @@ def _columns(given: str | None, runs: Sequence[ComparedRun]) -> list[str]:
 def _is_main(key: str, runs: Sequence[ComparedRun]) -> bool:
     """Return whether a figure is shown by default."""
     *inner, name = key.split(" ")
-    if inner and name in OWN:
+    if is_error(name) or (inner and name in OWN):
         return False
     better = SAMPLED.get(name)
     return better is None or any(key in run.figures and better not in run.figures for run in runs)

@@ -11,7 +11,8 @@ Item = TypeVar("Item")
 FIGURES = (
     "loss", "val_loss", "top1", "top5", "best_top1", "raw_top1", "knn", "linear", "untrained_knn",
     "untrained_linear", "probe_knn", "probe_ridge", "probe_effective_rank",
-    "equivalent_epochs", "images", "val_images", "training_seconds",
+    "equivalent_epochs", "images", "val_images", "probe_val_images", "training_seconds",
+    "top1_standard_error", "knn_standard_error", "linear_standard_error",
 )  # fmt: skip
 NAMES = {
     "ridge": "linear (ridge)", "probe_knn": "kNN of the last probe",
@@ -20,6 +21,7 @@ NAMES = {
     "probe_time_fraction": "time of probes", "probe_seconds": "probe time",
     "data_time_fraction": "data wait", "val_loss": "validation loss",
     "raw_val_loss": "raw validation loss", "val_images": "validation images",
+    "probe_val_images": "validation images of the last probe",
     "top1": "top-1", "top5": "top-5", "best_top1": "best top-1", "raw_top1": "raw top-1",
     "raw_top5": "raw top-5", "knn": "kNN", "untrained_knn": "kNN, untrained",
     "untrained_linear": "linear, untrained", "training_seconds": "training time",
@@ -43,6 +45,11 @@ PREFIXES = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6
 def ordered_figures(keys: set[str]) -> list[str]:
     """Sort figures as in `FIGURES`, those of inner runs (`finetune top1`) last."""
     return sorted(keys, key=lambda key: (" " in key, FIGURES.index(key.split(" ")[-1]), key))
+
+
+def is_error(key: str) -> bool:
+    """Return whether a figure is the standard error of another, which shows it where it fits."""
+    return key.endswith("_standard_error")
 
 
 def figure_name(key: str) -> str:
@@ -77,9 +84,13 @@ def format_figure(key: str, value: Any, images: int | None = None) -> str:
 
 
 def standard_error(accuracy: float, images: int) -> float:
-    """Return the binomial standard error, in points, of an accuracy in percent."""
-    share = min(1.0, max(0.0, accuracy / 100))
-    return 100 * math.sqrt(share * (1 - share) / images)
+    """Return the standard error, in points, of an accuracy in percent.
+
+    As Agresti and Coull (1998), with two more images that are correct and two that are not: it is
+    not 0 where all or none of a few images are correct.
+    """
+    share = (min(100.0, max(0.0, accuracy)) / 100 * images + 2) / (images + 4)
+    return 100 * math.sqrt(share * (1 - share) / (images + 4))
 
 
 def short(value: float, unit: str = "") -> str:
@@ -105,9 +116,9 @@ def format_seconds(seconds: float) -> str:
 def results_table(results: dict[str, Any]) -> str:
     """Return the results of a command as lines for a terminal: figures, faults, and stages."""
     shown = [key for key in results if key in NAMED]
-    shown += ordered_figures(results.keys() & set(FIGURES))
+    shown += [key for key in ordered_figures(results.keys() & set(FIGURES)) if not is_error(key)]
     shown += [key for key in ("probe_time_fraction", *FAULTS) if results.get(key)]
-    rows = {figure_name(k): format_figure(k, results[k], _images(k, results)) for k in shown}
+    rows = {figure_name(k): format_figure_of(results, k) for k in shown}
     rows |= dict(_nested(results))
     width = max(map(len, rows), default=0)
     lines = [f"{name:<{width}}  {figure}" for name, figure in rows.items()]
@@ -120,13 +131,19 @@ def results_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _images(key: str, results: dict[str, Any]) -> int | None:
+def format_figure_of(results: dict[str, Any], key: str) -> str:
+    """Format one of several figures, an accuracy with its standard error if that is known."""
+    return format_figure(key, results.get(key), images_of(key, results))
+
+
+def images_of(key: str, results: dict[str, Any]) -> int | None:
     """Return the number of images that an accuracy was measured on, if it is recorded."""
-    if key.startswith("probe_"):
-        return results.get("probe_val_images")
+    *inner, name = key.split(" ")
+    if name.startswith("probe_"):
+        return results.get(" ".join([*inner, "probe_val_images"]))
     provenance = results.get("provenance")
     found = provenance.get("val_images") if isinstance(provenance, dict) else None
-    return found if found is not None or "top" not in key else results.get("val_images")
+    return results.get(" ".join([*inner, "val_images"])) if found is None else found
 
 
 def _nested(results: dict[str, Any], name: str = "") -> Iterator[tuple[str, str]]:

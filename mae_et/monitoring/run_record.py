@@ -142,6 +142,8 @@ class RunRecord:
         scores = self.scores[-1] if self.scores else {}
         found = {key: scores.get(key) for key in ("top1", "top5")}
         found |= {f"probe_{key}": scores.get(key) for key in MEASURES}
+        counted = "val_images" if "top1" in scores else "probe_val_images"
+        found[counted] = scores.get("val_images") or None
         if self.rows:
             row = self.rows[-1]
             found["training_seconds"] = row.get("seconds")
@@ -189,4 +191,6 @@ def _named(records: list[Record], own: str) -> Iterator[tuple[str, Record]]:
 
 
 def _figures(results: dict[str, Any], prefix: str) -> dict[str, Any]:
-    return {f"{prefix}{key}": results[key] for key in FIGURES if key in results}
+    provenance = results.get("provenance")  # has the number of images of kNN and linear probe
+    found = provenance | results if isinstance(provenance, dict) else results
+    return {f"{prefix}{key}": found[key] for key in FIGURES if key in found}

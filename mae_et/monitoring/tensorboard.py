@@ -23,7 +23,7 @@ from mae_et.config.schema import RunConfig
 from mae_et.curriculum.plan import Plan
 from mae_et.io.metrics_file import Row
 from mae_et.io.plain_files import no_follow
-from mae_et.monitoring.figures import FIGURES
+from mae_et.monitoring.figures import FIGURES, is_error
 from mae_et.monitoring.run_record import RunRecord
 from mae_et.monitoring.summaries import PROBED_IMAGES
 
@@ -98,7 +98,8 @@ class TensorBoardWriter:
         step, when = row["step"], row["time"]
         compute = round(1000 * self.plan.progress(step) * self.plan.equivalent_epochs)
         for key, value in row.items():
-            if key in {"step", "time", *PROBED_IMAGES}:  # numbers of images are constant
+            # Numbers of images are constant, and standard errors follow from them.
+            if key in {"step", "time", *PROBED_IMAGES} or is_error(key):
                 continue
             tag = SCORE_TAGS.get(key, f"accuracy/{key}")
             if key.endswith("loss"):

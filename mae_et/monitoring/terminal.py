@@ -8,8 +8,13 @@ from tqdm import tqdm
 
 from mae_et.curriculum.plan import Plan
 from mae_et.io.metrics_file import Row
-from mae_et.monitoring.figures import figure_name, format_figure, format_seconds, seconds_left
-from mae_et.monitoring.summaries import PROBED_IMAGES
+from mae_et.monitoring.figures import (
+    figure_name,
+    format_figure,
+    format_seconds,
+    is_error,
+    seconds_left,
+)
 from mae_et.runtime.console import write_line
 
 # tqdm's own estimate assumes steps of equal cost, so the bar shows ours, and only ours.
@@ -52,7 +57,7 @@ class Terminal:
             if key == "probe_seconds"
             else f"{figure_name(key)} {format_figure(key, value, images) or 'non-finite'}"
             for key, value in scores.items()
-            if key not in PROBED_IMAGES
+            if key != "train_images" and not is_error(key)
         )
         write_line(f"step {step}/{self.plan.steps} | {shown}")
 

@@ -24,8 +24,10 @@ from mae_et.data.datasets import open_dataset
 from mae_et.data.sources.synthetic import Synthetic
 from mae_et.data.transforms import EvalDataset, normalise
 from mae_et.monitoring import progress
-from mae_et.monitoring.figures import results_table
+from mae_et.monitoring.figures import results_table, standard_error
 from mae_et.monitoring.run_record import RunRecord
+
+POOLED = "knn", "linear"
 
 
 @pytest.fixture
@@ -69,7 +71,9 @@ def test_untrained_scores_come_beside_the_trained_ones(run, tiny) -> None:
     assert set(results) == {
         "data", "settings", "knn", "linear", "linear_learning_rate", "untrained_knn",
         "untrained_linear", "untrained_linear_learning_rate", "provenance",
+        *(f"{fresh}{key}_standard_error" for fresh in ("", "untrained_") for key in POOLED),
     }  # fmt: skip
+    assert results["knn_standard_error"] == round(standard_error(results["knn"], 20), 2)
     assert results.pop("data") == "synthetic"
     assert results.pop("settings") == f"epochs={probe(run, tiny).epochs}"  # the default is 100
     del results["provenance"]

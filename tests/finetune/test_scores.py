@@ -1,6 +1,7 @@
 """Scores equal scikit-learn's, over any number of ranks."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -39,6 +40,10 @@ def test_scores_equal_scikit_learn_s_and_each_image_counts_once_over_ranks(monke
     assert summary["top1"] == pytest.approx(100 * int(whole.correct.sum()) / 53, abs=1e-3)
     top5 = top_k_accuracy_score(labels, logits.numpy(), k=5)
     assert summary["top5"] == pytest.approx(100 * top5, abs=1e-3)
+    share = (int(whole.correct.sum()) + 2) / 57  # Agresti and Coull
+    error = 100 * (share * (1 - share) / 57) ** 0.5
+    assert summary["top1_standard_error"] == pytest.approx(error, abs=1e-3)
+    assert "top5" not in replace(whole, images=torch.tensor([20, 20, 10, 2, 1])).summary()
     assert summary["val_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-4)
     assert whole.loss != scores(dtype=torch.bfloat16).loss == pytest.approx(whole.loss, rel=0.01)
     monkeypatch.setattr(distributed, "all_reduce_sum", lambda values, world: values)

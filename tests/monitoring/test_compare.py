@@ -111,6 +111,16 @@ def test_a_figure_that_a_seed_lacks_has_no_mean(tmp_path: Path) -> None:
     assert (average["loss"], average["kNN (%)"]) == ("1.5 ± 0.71", "")
 
 
+def test_standard_errors_are_columns_on_request_and_numbers_of_images_always(tmp_path) -> None:
+    run = written(tmp_path / "a", {"seed": 0}, loss=1.0)
+    record = {"knn": 20.0, "knn_standard_error": 4.0, "provenance": {"val_images": 100}}
+    write_record(run / "knn", record)
+    shown = cells(compare(CompareConfig([run])))[0]
+    assert shown == {"run": "a", "loss": "1", "kNN (%)": "20.00", "validation images": "100"}
+    chosen = CompareConfig([run], columns="*standard error", format="latex")
+    assert "& 4 " in compare(chosen)
+
+
 def test_figures_have_units_and_constants_no_deviation(tmp_path: Path) -> None:
     runs = [
         written(tmp_path / name, {"seed": seed}, knn=knn, probe_knn=30.123, images=52160,

@@ -204,7 +204,7 @@ def check_scalars(found: EventAccumulator, rows: list, scores: list, folder: Pat
         if row.get("spike"):
             expect("training/loss_spikes", at, "loss", [row])
         expect(f"stages/loss_{row['stage'] + 1}_B{row['bandwidth']}", at, "loss", [row])
-    constant = {"step", "time", "train_images", "val_images"}
+    constant = {"step", "time", "train_images", "val_images", "top1_standard_error"}
     for key in set(scores[0]) - constant if scores else ():
         name = "validation_loss" if key == "val_loss" else key
         expect("loss/validation" if key == "val_loss" else tag_of(key), at, key, scores)

@@ -78,12 +78,12 @@ def test_status_shows_the_last_score(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
     rows = [
         {"step": 0, "knn": 14.4},
-        {"step": 5, "knn": 25.9, "effective_rank": 9.0, "ridge": None},
+        {"step": 5, "knn": 25.9, "effective_rank": 9.0, "ridge": None, "val_images": 60},
     ]
     (tmp_path / SCORES).write_text("".join(row_line(row, SCORES) for row in rows))
     (found,) = status([tmp_path])
-    assert found.scores == {"knn": 25.9, "effective_rank": 9.0}
-    assert "kNN 25.9 %" in table([found])
+    assert found.scores == {"knn": 25.9, "effective_rank": 9.0, "val_images": 60}
+    assert "kNN 25.9 ± 5.6 % (n = 60)" in table([found])
 
 
 def test_a_job_that_scores_shows_its_own_and_a_run_its_encoder_s_on_all_images(tmp_path) -> None:

@@ -88,14 +88,21 @@ def test_curve_runs_from_the_untrained_encoder_to_the_trained_one(run: Path) -> 
 
 
 def test_accuracies_are_shown_with_their_standard_error(capsys) -> None:
-    """Of 100 images, 20 % are classified correctly: sqrt(0.2 * 0.8 / 100) = 4 points."""
-    assert standard_error(20.0, 100) == pytest.approx(4.0)
+    """Of 100 images, 20 % are classified correctly: p = 22 / 104, sqrt(p (1 - p) / 104) = 4."""
+    assert standard_error(20.0, 100) == pytest.approx(4.0, abs=0.01)
+    assert standard_error(0.0, 1) == pytest.approx(21.9, abs=0.1)
+    assert standard_error(100.0, 10**6) == pytest.approx(0.0, abs=1e-3)
     plan = Curriculum.preset("etpp", 32, 8).plan(20, 64, 8)
     scores = {"knn": 20.0, "effective_rank": 3.5, "train_images": 50, "val_images": 100}
     Terminal(plan, 0).show_scores(1, scores)
-    assert "| kNN 20 ± 4 % | effective rank 3.5\n" in capsys.readouterr().err
-    shown = results_table({"probe_knn": 20.0, "probe_val_images": 100})
-    assert shown == "kNN of the last probe  20 ± 4 %"
+    assert (
+        "| kNN 20 ± 4 % | effective rank 3.5 | validation images 100\n" in capsys.readouterr().err
+    )
+    shown = results_table({"probe_knn": 20.0, "probe_val_images": 100}).splitlines()
+    assert [line.split("  ")[0] for line in shown] == [
+        "kNN of the last probe", "validation images of the last probe",
+    ]  # fmt: skip
+    assert [line.split("  ")[-1] for line in shown] == ["20 ± 4 %", "100"]
     assert results_table({"top1": 20.0, "val_images": 100}).startswith(
         "top-1              20 ± 4 %"
     )
@@ -187,12 +194,23 @@ def test_without_a_validation_split_training_images_are_held_out(tmp_path: Path,
 
 def test_sample_shrinks_in_proportion_to_what_the_run_can_afford(capsys) -> None:
     """A line says what it takes for accuracies to mean something."""
-    data = DataConfig(synthetic_train=400, synthetic_val=100)
+    data = DataConfig(synthetic_train=4000, synthetic_val=1000)
     source = open_dataset(data, "train")
-    images = open_probe_images(OnlineProbeConfig(), data, source, 3, 50, 0)
-    assert (len(images.train_indices), len(images.val_indices)) == (40, 10)
-    error = "standard error 16 points, set it to 0.2 to classify 100)"
+    images = open_probe_images(OnlineProbeConfig(), data, source, 3, 750, 0)
+    assert (len(images.train_indices), len(images.val_indices)) == (600, 150)
+    error = "0.02 allows no more; standard error 4 points, set it to 0.03 to classify 200)"
     assert error in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("train", "val", "used"), [(240, 60, (240, 60)), (4000, 900, (400, 100))])
+def test_a_short_run_s_probe_uses_a_small_set_whole_and_some_hundreds_of_a_large_one(
+    train: int, val: int, used: tuple[int, int], capsys
+) -> None:
+    data = DataConfig(synthetic_train=train, synthetic_val=val)
+    source = open_dataset(data, "train")
+    images = open_probe_images(OnlineProbeConfig(), data, source, 3, 3, 0)
+    assert (len(images.train_indices), len(images.val_indices)) == used
+    assert "(the fewest: more than probe.max_fraction 0.02 allows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mask_ratio", [0.5, 0.75])

@@ -13,8 +13,9 @@ from mae_et.io.plain_files import check_replaceable
 from mae_et.monitoring.compared_runs import varied_keys
 from mae_et.monitoring.figures import (
     figure_name,
-    format_figure,
+    format_figure_of,
     format_seconds,
+    is_error,
     ordered_figures,
     short,
 )
@@ -95,7 +96,7 @@ def _section(record: ReportedRun) -> dict[str, Any]:
         "stairs": [] if record.plan is None else staircase(record.plan, record.step),
         "stages": [] if record.plan is None else stages(record, record.plan),
         "augments": record.settings.get("data.augment") is not None,
-        "figures": [(figure_name(k), format_figure(k, v)) for k, v in _scalars(record)],
+        "figures": _scalars(record),
         "images": embedded_images(record),
     }
 
@@ -128,7 +129,7 @@ def _tiles(record: ReportedRun) -> list[tuple[str, str]]:
     first = ("top1", "best_top1", "top5", "loss", "val_loss", "knn", "linear", "probe_knn")
     keys: list[str] = [key for key in first if key in found]
     keys += [k for k in found if k.endswith((" top1", " top5"))][:2]
-    tiles = [(figure_name(key), format_figure(key, found[key])) for key in keys]
+    tiles = [(figure_name(key), format_figure_of(found, key)) for key in keys]
     step = record.step
     for name, value, unit in (
         ("equivalent epochs", record.epochs(step), ""),
@@ -143,20 +144,22 @@ def _tiles(record: ReportedRun) -> list[tuple[str, str]]:
     return [(name, text) for name, text in tiles if text]
 
 
-def _scalars(record: ReportedRun) -> list[tuple[str, Any]]:
+def _scalars(record: ReportedRun) -> list[tuple[str, str]]:
     """Return all final figures that are numbers or strings, including those of inner runs."""
     flat = record.results | {k: v for k, v in record.figures.items() if k not in record.results}
-    return [(k, v) for k, v in flat.items() if isinstance(v, (int, float, str))]
+    shown = [key for key, value in flat.items() if isinstance(value, (int, float, str))]
+    return [(figure_name(k), format_figure_of(flat, k)) for k in shown if not is_error(k)]
 
 
 def _comparison(group: Group) -> dict[str, Any]:
     """Return the keys in which the configs of runs differ, and the figures of the runs."""
     varied = varied_keys([record.settings for record in group.records])
-    figures = ordered_figures({key for record in group.records for key in record.figures})
+    found = {key for record in group.records for key in record.figures if not is_error(key)}
+    figures = ordered_figures(found)
     rows = []
     for record in group.records:
         cells = ["" if (v := record.settings.get(key)) is None else str(v) for key in varied]
         reached = record.figures
-        rows.append((record, cells, [format_figure(key, reached.get(key)) for key in figures]))
+        rows.append((record, cells, [format_figure_of(reached, key) for key in figures]))
     names = [figure_name(key) for key in figures]
     return {"title": group.title, "varied": varied, "figures": names, "rows": rows}
