@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from finetune.config import NetworkConfig
 from finetune.training.swin import follow_image_size
 from mae_et.checkpoints.encoders import classifier_prefixes, read_weights_of
-from mae_et.checkpoints.finite_weights import check_finite
 from mae_et.checkpoints.layouts.hugging_face_config import activation_of, norm_eps_of
 from mae_et.checkpoints.layouts.other_names import recognise_network
 from mae_et.checkpoints.layouts.timm_config import refuse_traceless, timm_arguments, timm_classes
 from mae_et.checkpoints.layouts.timm_conversion import converted_by_timm
 from mae_et.checkpoints.source import recognise
-from mae_et.checkpoints.state_dicts import describe_mismatch
+from mae_et.checkpoints.state_dicts import check_finite, describe_mismatch
 from mae_et.config.model_names import suggest_model
 from mae_et.errors import UserError, listed, one_line
 from mae_et.models.encoder import check_settings_of

@@ -11,9 +11,7 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from mae_et.checkpoints.finite_weights import check_finite
 from mae_et.checkpoints.formats import load_weights, read_state_dict
-from mae_et.checkpoints.guesses import NAME_IT, report_assumed_blocks
 from mae_et.checkpoints.layouts.dinov2_head import add_dinov2_head, has_dinov2_head
 from mae_et.checkpoints.layouts.hugging_face_config import activation_of, norm_eps_of
 from mae_et.checkpoints.layouts.mae import PROBE_EPSILON, head_entries
@@ -23,8 +21,8 @@ from mae_et.checkpoints.layouts.timm_hub import fetch_from_hub
 from mae_et.checkpoints.load import masked_autoencoder, num_heads_of
 from mae_et.checkpoints.run_config import DEFAULT_ENCODER
 from mae_et.checkpoints.source import Source, recognise
-from mae_et.checkpoints.state_dicts import Tensors, depth_of, describe_mismatch
-from mae_et.checkpoints.weights import Weights
+from mae_et.checkpoints.state_dicts import Tensors, check_finite, depth_of, describe_mismatch
+from mae_et.checkpoints.weights import NAME_IT, Weights
 from mae_et.errors import UserError, listed, one_line
 from mae_et.models.encoder import create_vit, set_norm_eps
 from mae_et.runtime.console import notify
@@ -94,7 +92,7 @@ def build_vit_of(weights: Weights, head: bool = False) -> VisionTransformer:
     mismatch = describe_mismatch(tensors, network.state_dict())
     if mismatch:
         raise UserError(f"{weights.path} is not a plain vision transformer ({mismatch}): {NAME_IT}")
-    report_assumed_blocks(weights, DEFAULT_ENCODER)
+    weights.report_assumed_blocks()
     network.load_state_dict(tensors)
     return network.eval()
 

@@ -13,9 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mae_et.checkpoints.finite_weights import check_finite
 from mae_et.checkpoints.fixed_positions import without_positions
-from mae_et.checkpoints.guesses import report_unread
 from mae_et.checkpoints.layouts.hugging_face import (
     from_hugging_face,
     read_tensors,
@@ -47,8 +45,10 @@ from mae_et.checkpoints.run_config import (
 from mae_et.checkpoints.source import Source, recognise
 from mae_et.checkpoints.state_dicts import (
     Tensors,
+    check_finite,
     find_state_dict,
     largest_state_dict,
+    report_unread,
     tensor_names,
 )
 from mae_et.checkpoints.store import newest_of_run

@@ -1,11 +1,11 @@
-"""State dicts: find one in any training checkpoint, and compare it with a network's.
+"""State dicts: find one in any training checkpoint, check it, and compare it with a network's.
 
 It is recognised by its parameter names, under any entries and prefixes (`state_dict`, `module.`).
 """
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae_et.checkpoints.finite_weights import as_float32
-from mae_et.checkpoints.guesses import report_unread
 from mae_et.checkpoints.layouts.other_names import renamed_to_timm
 from mae_et.errors import UserError, listed
 from mae_et.runtime.console import notify
@@ -24,6 +22,7 @@ Tensors = dict[str, Tensor]
 # Inserted in names by torch.compile, FSDP and activation checkpointing.
 _INSERTED = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _EMA = re.compile(r"(^|[._])ema([._]|$)", re.IGNORECASE)  # in names of moving averages
+_QUANTISED = {torch.int8, torch.uint8, torch.int16, torch.int32}
 _DEEPEST = 4  # levels of nested mappings; no known trainer stores weights deeper
 
 
@@ -52,7 +51,7 @@ def find_state_dict(
     if not averages and (nameless := _nameless_average(payload)):
         notify(f"{path}: the moving average in {nameless} has no names and is not used")
     report_unread(path, _beside(mappings, found))
-    return as_float32(path, found[chosen[0]])
+    return _as_float32(path, found[chosen[0]])
 
 
 def _beside(mappings: list[tuple[Any, Tensors]], found: dict[str, Tensors]) -> list[str]:
@@ -70,7 +69,7 @@ def _beside(mappings: list[tuple[Any, Tensors]], found: dict[str, Tensors]) -> l
 def largest_state_dict(path: Path, payload: dict[str, Any]) -> Tensors:
     """Return the largest mapping of tensors in a training checkpoint, whatever their names."""
     mappings = (tensors for _, tensors in _mappings(payload, ()))
-    return as_float32(path, max(mappings, key=len, default={}))
+    return _as_float32(path, max(mappings, key=len, default={}))
 
 
 def tensor_names(payload: dict[str, Any]) -> list[str]:
@@ -88,7 +87,20 @@ def _average(path: Path, found: dict[str, Tensors], average: str, others: list[s
     notify(
         f"{path}: taking the moving average {average}, not {unused} (checkpoint_key chooses){rest}"
     )
-    return as_float32(path, {name: weights[name] for name in lacking} | tensors)
+    return _as_float32(path, {name: weights[name] for name in lacking} | tensors)
+
+
+def _as_float32(path: Path, tensors: Tensors) -> Tensors:
+    """Convert any floating-point format; refuse sparse and quantised weights."""
+    converted = {}
+    for name, tensor in tensors.items():
+        dense = tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_quantized)
+        if not dense or tensor.is_complex() or tensor.device.type != "cpu":
+            raise UserError(f"{path} holds sparse, complex or quantised weights ({name})")
+        if tensor.dtype in _QUANTISED and tensor.ndim > 1:
+            raise UserError(f"{path} holds quantised weights ({name}, {tensor.dtype})")
+        converted[name] = tensor.float() if tensor.is_floating_point() else tensor
+    return converted
 
 
 def _nameless_average(payload: dict[Any, Any], place: tuple[str, ...] = ()) -> str | None:
@@ -195,6 +207,22 @@ def describe_mismatch(
     return "; ".join(
         f"{len(names)} {kind} ({listed(names)})" for kind, names in kinds.items() if names
     )
+
+
+def check_finite(path: Path, tensors: Tensors, read: Iterable[str]) -> None:
+    """Refuse tensors with infinities or NaN, among those whose names are `read`.
+
+    Others may have them on purpose, as the mask of CLIP's text tower.
+    """
+    for name in read:
+        if name in tensors and not tensors[name].isfinite().all():
+            raise UserError(f"{path} holds weights that are not finite numbers ({name})")
+
+
+def report_unread(path: Path, names: Sequence[str]) -> None:
+    """Report tensors that are not read, in one line with their number."""
+    if names:
+        notify(f"{path}: tensors that are not read: {len(names)} ({listed(names, 3)})")
 
 
 def depth_of(weights: Tensors) -> int:

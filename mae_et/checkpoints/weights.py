@@ -21,7 +21,11 @@ from mae_et.config.model import ModelConfig, Target
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import UserError
 from mae_et.models.encoder import heads_of_vit
+from mae_et.runtime.console import notify
 
+DEFAULT_EPS = 1e-6
+"""Epsilon of the layer norms of timm's ViTs."""
+NAME_IT = "give its timm model with --architecture"
 # Settings of a ViT or its decoder that tensor shapes do not show, and their types.
 SETTINGS: dict[str, tuple[type, ...]] = {
     "encoder_num_heads": (int,), "decoder_num_heads": (int,), "norm_eps": (int, float),
@@ -86,6 +90,20 @@ class Weights:
         width = len(self.encoder["patch_embed.proj.weight"])
         heads = None if name is None else heads_of_vit(name, width, arguments)
         return replace(self, architecture=name, encoder_num_heads=heads) if name and heads else self
+
+    def report_assumed_blocks(self) -> None:
+        """Report that blocks are assumed to be those of `DEFAULT_ENCODER`, unless recorded.
+
+        Several networks have the tensors of a plain ViT, and differ in what tensors do not show.
+        """
+        recorded = self.model is not None or self.norm_eps is not None
+        if not recorded and self.architecture == DEFAULT_ENCODER:
+            notify(
+                f"{self.path} records neither activation nor epsilon: GELU and {DEFAULT_EPS} are "
+                f"taken, as in most vision transformers (if not, {NAME_IT})"
+            )
+        if not {"norm.weight", "fc_norm.weight"} & self.encoder.keys():
+            notify(f"{self.path} has no norm after the last block: none is applied")
 
     def with_settings(self, text: str) -> "Weights":
         """Add the settings that `entries` wrote.

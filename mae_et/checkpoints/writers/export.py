@@ -16,12 +16,11 @@ import torch
 
 from mae_et.checkpoints.encoders import create_vit_of
 from mae_et.checkpoints.formats import load_weights
-from mae_et.checkpoints.guesses import DEFAULT_EPS
 from mae_et.checkpoints.layouts.dinov2_head import has_dinov2_head
 from mae_et.checkpoints.layouts.mae import MAE_DECODER, fold_probe, head_entries
 from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.checkpoints.state_dicts import Tensors, describe_mismatch
-from mae_et.checkpoints.weights import Weights
+from mae_et.checkpoints.weights import DEFAULT_EPS, Weights
 from mae_et.checkpoints.writers.hugging_face import decoder_with_positions, write_hugging_face
 from mae_et.checkpoints.writers.tensor_files import write_safetensors, write_torch
 from mae_et.config.commands import Format

@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_et.checkpoints.guesses import DEFAULT_EPS
 from mae_et.checkpoints.layouts.hugging_face import to_hugging_face
 from mae_et.checkpoints.layouts.mae import fold_probe
 from mae_et.checkpoints.load import num_heads_of
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.state_dicts import Tensors, depth_of
-from mae_et.checkpoints.weights import Weights
+from mae_et.checkpoints.weights import DEFAULT_EPS, Weights
 from mae_et.checkpoints.writers.model_card import model_card
 from mae_et.checkpoints.writers.tensor_files import write_safetensors
 from mae_et.config.data import IMAGENET_MEAN, IMAGENET_STD, resized_side
