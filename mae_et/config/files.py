@@ -22,6 +22,7 @@ from mae_et.version import __version__
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+Config = TypeVar("Config", bound="DataclassInstance")
 _WRITTEN_BY = "# mae-et "
 OTHER_SECTIONS = ("efficiency", "probe", "output")
 """Sections whose keys do not decide a run's numbers."""
@@ -51,6 +52,24 @@ def to_yaml(config: "DataclassInstance") -> str:
     A comment names the version of mae-et, for the errors of other versions.
     """
     return f"{_WRITTEN_BY}{__version__}\n{yaml.safe_dump(plain(config), sort_keys=False)}"
+
+
+def to_record(config: "DataclassInstance") -> str:
+    """Return a run's config as YAML, with data that can be found from any folder."""
+    return to_yaml(with_absolute_roots(config))
+
+
+def with_absolute_roots(section: Config) -> Config:
+    """Make `data.root` and `probe.data.root` absolute."""
+    found = {name: getattr(section, name, None) for name in ("data", "probe", "root")}
+    return dataclasses.replace(
+        section,
+        **{
+            name: value.absolute() if isinstance(value, Path) else with_absolute_roots(value)
+            for name, value in found.items()
+            if value is not None
+        },
+    )
 
 
 def shipped_configs() -> Path:
@@ -96,9 +115,6 @@ def suggest_config(name: str, known: list[str]) -> str:
     )
     meant = next((full for full in found if full), [])
     return f"; did you mean {' or '.join(meant[:3])}?" if stem and meant else ""
-
-
-Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def load_config(

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from mae_et.checkpoints.listing import list_checkpoints
 from mae_et.checkpoints.store import load_checkpoint, save_checkpoint
-from mae_et.config.files import to_yaml
+from mae_et.config.files import to_record
 from mae_et.config.schema import PretrainConfig, Stage
 from mae_et.curriculum.plan import Plan
 from mae_et.errors import Diverged, RunFailed
@@ -186,7 +186,7 @@ def fork_checkpoint(trial: Trial) -> None:
     state = {key: saved[key] for key in ("model", "optimizer", "scaler", "step", "seconds")}
     state |= {"ema": None, "micro_batch": None}  # micro-batches are fitted to the new bandwidths
     code = {"code": saved["origin"].get("code")}
-    save_checkpoint(checkpoints, state, to_yaml(trial.config), trial.plan.to_dict(), code)
+    save_checkpoint(checkpoints, state, to_record(trial.config), trial.plan.to_dict(), code)
 
 
 def run_here(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from mae_et.checkpoints.store import prune_checkpoints, save_checkpoint
-from mae_et.config.files import to_yaml
+from mae_et.config.files import to_record
 from mae_et.errors import RunFailed, one_line
 from mae_et.monitoring.logger import RunLogger
 from mae_et.runtime import distributed
@@ -91,7 +91,7 @@ def _write(run: Run, state: dict[str, Any], check_lock: Callable[[], None]) -> N
     folder = output.dir / "checkpoints"
     try:
         with explain_system_errors(writes=True):
-            save_checkpoint(folder, state, to_yaml(run.config), plan.to_dict(), run.provenance)
+            save_checkpoint(folder, state, to_record(run.config), plan.to_dict(), run.provenance)
             prune_checkpoints(folder, output.keep_last, run.keeps)
     except RunFailed:
         check_lock()  # has a better reason if the run folder is gone

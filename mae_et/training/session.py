@@ -11,7 +11,7 @@ import torch
 
 from mae_et.checkpoints.store import prune_checkpoints, rename_damaged_after
 from mae_et.config.efficiency import ProcessConfig
-from mae_et.config.files import to_yaml
+from mae_et.config.files import to_record
 from mae_et.config.schema import RunConfig
 from mae_et.curriculum.table import COMPUTE_UNITS
 from mae_et.data.bad_images import BadImages
@@ -43,7 +43,7 @@ from mae_et.training.opening import describe_run, describe_start, say_facts
 from mae_et.training.plan import resumed_plan
 from mae_et.training.resume import branch
 from mae_et.training.resume.find_checkpoint import find_checkpoint
-from mae_et.training.resume.same_data import check_data
+from mae_et.training.resume.same_data import check_data, moved_data
 from mae_et.training.resume.same_ranks import check_same_command
 from mae_et.training.run import Run
 from mae_et.training.task import Task
@@ -94,12 +94,16 @@ def train_run(task: Task, stop_after_step: int | None = None) -> None:
         saved, finished = find_checkpoint(config, world)
         if finished:
             say_facts(start="finished before")
-        if finished or (saved and stop_after_step is not None and saved["step"] >= stop_after_step):
+        stopped_before = saved and stop_after_step is not None and saved["step"] >= stop_after_step
+        moved = saved is not None and moved_data(config, saved)
+        if stopped_before or (finished and not moved):
             return
         with fail_together(world):
             source = task.open_images()
         saved, files = branch.start(config, saved, source, world)
         provenance = check_data(config, saved, source, world)
+        if finished:
+            return
         images = cache_images(source, config, world)
         torch.manual_seed(config.seed)
         model, initial = task.build_model(saved, world)
@@ -164,7 +168,7 @@ def run_records(run: Run, files: Mapping[str, str]) -> Iterator[RunLogger | None
         rename_damaged_after(checkpoints, run.state.step)
         prune_checkpoints(checkpoints, output.keep_last, run.keeps)
         plan = json.dumps(run.plan.to_dict(), indent=1)
-        texts = {"config.yaml": to_yaml(run.config), "plan.json": plan, **files}
+        texts = {"config.yaml": to_record(run.config), "plan.json": plan, **files}
         for name, text in texts.items():
             write_text_atomically(folder / name, text)
         append_line(folder / ENVIRONMENT, json.dumps(describe_environment(run)) + "\n")

@@ -1,7 +1,9 @@
 """Refuse to resume a run on other data, or replay on another number of ranks; report other code."""
 
+from pathlib import Path
 from typing import Any
 
+from mae_et.config.plain_yaml import parse_yaml
 from mae_et.config.schema import RunConfig
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.fingerprint import fingerprint
@@ -44,8 +46,18 @@ def check_data(
     check_ranks_agree(facts, world)
     if saved is not None:
         check_same_data(config, saved, images, provenance)
+        if moved := moved_data(config, saved):
+            notify(f"{moved}, with the same {images} images (their names, labels and order)")
         report_other_code(saved, provenance["code"])
     return provenance
+
+
+def moved_data(config: RunConfig, saved: dict[str, Any]) -> str:
+    """Describe a `data.root` other than the checkpoint's; empty for the same."""
+    before, now = parse_yaml(saved["config"])["data"]["root"], config.data.root
+    if before is None or now is None or Path(before).absolute() == now.absolute():
+        return ""
+    return f"data.root was {before} and is now {now}"
 
 
 def check_same_data(

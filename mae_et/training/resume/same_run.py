@@ -4,7 +4,7 @@ from collections.abc import Callable, Set
 from typing import Any
 
 from mae_et.checkpoints.run_config import recorded_config
-from mae_et.config.files import numeric_keys
+from mae_et.config.files import numeric_keys, with_absolute_roots
 from mae_et.config.probe import OnlineProbeConfig
 from mae_et.config.schema import PretrainConfig, RunConfig
 from mae_et.errors import UserError
@@ -28,8 +28,7 @@ MAY_BRANCH = frozenset({
 def check_same_run(config: RunConfig, saved: dict[str, Any] | None, finished: bool) -> None:
     """Compare a config with the checkpoint's or, for a finished run, with config.yaml.
 
-    A resumed run may find its data at another path (`check_same_data` compares the data). A
-    finished run's data is not opened, so its path must be the same.
+    A run with a checkpoint may find its data at another path (`check_same_data` compares the data).
     """
     folder = config.output.dir
     written = folder / "config.yaml"
@@ -44,8 +43,9 @@ def check_same_run(config: RunConfig, saved: dict[str, Any] | None, finished: bo
         written_config = recorded_config(text, type(config), folder, refusal)
     except UserError as error:
         raise UserError(f"{error}; give another output.dir") from None
+    written_config, config = map(with_absolute_roots, (written_config, config))
     before, now = numeric_keys(written_config), numeric_keys(config)
-    may_differ = MAY_CHANGE if finished else MAY_CHANGE | {"data.root"}
+    may_differ = MAY_CHANGE if saved is None else MAY_CHANGE | {"data.root"}
 
     def advise(key: str) -> str:
         branch = f"change it from there on: --branch-from {folder} --output.dir NEW"

@@ -131,8 +131,11 @@ def image_folder(place: Path, names: list[str]) -> Path:
     return place
 
 
-def test_renamed_images_are_refused_and_moved_images_are_not(tiny_yaml, tmp_path) -> None:
-    """With as many images, order and labels would differ silently."""
+def test_renamed_images_are_refused_and_moved_images_are_not(
+    tiny_yaml, tmp_path, monkeypatch, capsys
+) -> None:
+    """With as many images, order and labels would differ silently; of a finished run too."""
+    monkeypatch.chdir(tmp_path)
     names = [f"{'ab'[number % 2]}/{number:03d}.png" for number in range(12)]
     here = image_folder(tmp_path / "here", names)
     moved = image_folder(tmp_path / "moved", names)
@@ -143,7 +146,15 @@ def test_renamed_images_are_refused_and_moved_images_are_not(tiny_yaml, tmp_path
     def config(root: Path) -> PretrainConfig:
         return load_config(PretrainConfig, [tiny_yaml], [*flags, f"--data.root={root}"])
 
-    folder = pretrain(config(here))
+    folder = pretrain(config(here.relative_to(tmp_path)))
+    capsys.readouterr()
+    monkeypatch.chdir(here)
+    pretrain(load_config(PretrainConfig, [folder / "config.yaml"]))  # finds its data, not opened
+    assert "data " not in capsys.readouterr().err
+    pretrain(config(moved))
+    assert f"data.root was {here} and is now {moved}, with the same 12" in capsys.readouterr().err
+    with pytest.raises(UserError, match="as many images, but other names or labels"):
+        pretrain(config(other))
     saved = newest_checkpoint(folder / "checkpoints")
     assert saved["origin"]["processes"] == 1
     (folder / "results.json").unlink()
