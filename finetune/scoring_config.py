@@ -61,6 +61,10 @@ class FeatureScoreConfig(FrozenNetworkConfig):
     output: Path | None = None
     """Folder for results.json; by default RUN/knn or RUN/linear-probe of a finished run, where
     compare and report find them. The scores of other checkpoints are only printed."""
+    feature_cache: Path | None = None
+    """Folder to keep features in, which a later knn or linear-probe of the same weights, images and
+    settings reads instead of images (for ViT-B, 4 GB of ImageNet); none by default. Delete it when
+    images change."""
     seed: int = 0
     """Seed of the probe's batches, and of fresh weights or drawn images."""
 

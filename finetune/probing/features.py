@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from finetune.datasets import open_labelled, quick_look
+from finetune.probing.feature_cache import feature_file, read_features, write_features
 from finetune.probing.frozen_encoder import FrozenEncoder
 from finetune.probing.intermediate_layers import encode_layers
 from finetune.scoring_config import FeatureScoreConfig, FrozenNetworkConfig
@@ -93,6 +94,9 @@ def extract_dataset_features(
     source = open_labelled(data, split, encoder.channels, "scoring an encoder")
     if indices is None:
         indices = quick_look(source, split, max_images)
+    kept = feature_file(encoder, source, data, config, device, indices, bandwidth)
+    if kept is not None and (found := read_features(kept)):
+        return Features(**found)
     images, count = Subset(EvalDataset(source, data, encoder.image_size), indices), len(indices)
     vectors, labels = torch.empty(0), torch.empty(count, dtype=torch.int64)
     start = 0
@@ -108,6 +112,8 @@ def extract_dataset_features(
             vectors[start:end], labels[start:end] = pooled, batch_labels
             start = end
             progress.advance(len(pooled))
+    if kept is not None:
+        write_features(kept, vectors, labels)
     return Features(vectors, labels)
 
 

@@ -118,7 +118,7 @@ def check_same_settings(folder: Path, config: DynamicsConfig) -> None:
     # Relative to the folder, so that a run may be moved, and named from any working directory.
     run = os.path.relpath(config.checkpoint.resolve(), folder.resolve())
     settings = plain(config) | {"checkpoint": run}
-    for free in ("batch_size", "num_workers", "device", "step_timeout", "output"):
+    for free in ("batch_size", "num_workers", "device", "step_timeout", "output", "feature_cache"):
         del settings[free]
     keep_settings(folder / "settings.json", settings, f"{folder} has scores of other settings")
 

@@ -130,6 +130,33 @@ def test_a_quick_look_scores_evenly_spaced_images_and_is_never_taken_for_a_whole
     assert torch.equal(some.labels, every.labels[::3])
 
 
+def test_features_are_kept_for_the_next_score_of_the_same_encoder_and_images(
+    run, tiny, tmp_path, monkeypatch, capsys
+) -> None:
+    def cached(**settings) -> ProbeConfig:
+        return probe(run, tiny, feature_cache=tmp_path / "kept", **settings)
+
+    kept = tmp_path / "kept"
+    expected = [score(probe(run, tiny)) for score in (finetune.knn, finetune.linear_probe)]
+    assert finetune.knn(cached()) == expected[0]
+    files = set(kept.iterdir())
+    assert len(files) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune.probing.features.encode_images", None)
+        assert finetune.linear_probe(cached()) == expected[1]
+    assert f"mae-et: features of 40 images read from {kept}" in capsys.readouterr().err
+    for other in ({"pool": "cls"}, {"precision": "bf16"}, {"max_images": 10}, {"batch_size": 7}):
+        before = len(set(kept.iterdir()))
+        finetune.knn(cached(**other))
+        assert len(set(kept.iterdir())) == before + 2
+    finetune.knn(cached(untrained=True))
+    assert len(set(kept.iterdir())) == 12
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-8])
+    assert finetune.knn(cached()) == expected[0]
+    assert "is damaged, and computed again" in capsys.readouterr().err
+
+
 def test_scoring_reports_its_progress_where_no_terminal_shows_a_bar(
     run, tiny, capsys, monkeypatch
 ) -> None:
@@ -209,7 +236,7 @@ def test_classes_without_a_training_image_are_reported(run, tiny, monkeypatch, c
     splits = {"train": torch.arange(8) % 2, "val": torch.arange(8) % 4}
     monkeypatch.setattr(
         "finetune.probing.probes.extract_dataset_features",
-        lambda encoder, data, config, split, device: Features(vectors, splits[split]),
+        lambda encoder, data, config, split, device, max_images: Features(vectors, splits[split]),
     )
     score_encoder(probe(run, tiny), linear=False)
     line = "4 of 8 validation images are of classes without a training image, and count as wrong"

@@ -10,16 +10,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import torch
 from classifiers import vit_of
 from image_files import npy
 from jsonargparse import ArgumentParser
 from sealing import seal_archive
 
 from finetune.config import ClassifierConfig
+from finetune.probing.feature_cache import read_features, write_features
 from finetune.run_folder import read_classifier_config
 from fuzz.valid_files import (
     RUN,
@@ -240,7 +243,20 @@ def weight_seeds() -> list[bytes]:
     ]  # fmt: skip
 
 
+def read_kept_features(data: bytes, folder: Path) -> None:
+    (folder / "kept.safetensors").write_bytes(data)
+    found = read_features(folder / "kept.safetensors")
+    assert found is None or torch.equal(found["vectors"], torch.ones(3, 2))
+
+
+def kept_features() -> bytes:
+    with TemporaryDirectory() as folder:
+        write_features(Path(folder, "kept"), torch.ones(3, 2), torch.arange(3))
+        return Path(folder, "kept").read_bytes()
+
+
 TARGETS = {
+    "features": Target(lambda: [kept_features()], read_kept_features),
     "checkpoint": Target(
         lambda: [b"\0" + run_checkpoint(), b"\1" + pickle_of(run_checkpoint())], read_checkpoint
     ),
