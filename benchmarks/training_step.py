@@ -16,7 +16,7 @@ from mae_et.data.batch import Batch
 from mae_et.data.transforms import normalise
 from mae_et.models.mae import MaskedAutoencoder
 from mae_et.models.masking import mask_from_noise
-from mae_et.runtime.precision import autocast, autocast_dtype
+from mae_et.runtime.precision import allow_tf32, autocast, autocast_dtype
 from mae_et.training.efficiency.compile import compile_network
 from mae_et.training.efficiency.cuda_graphs import GraphedPasses
 from mae_et.training.optim import build_optimizer
@@ -68,6 +68,7 @@ def network_of(
 ) -> Built:
     """Return a model, its callable (compiled for a number of bandwidths), and its optimizer."""
     torch.manual_seed(0)
+    allow_tf32(True, device)  # as runs do
     network = MaskedAutoencoder.from_config(model).to(device)
     optimizer = build_optimizer(network, optim or OptimConfig())
     called = network if compiled_for is None else compile_network(network, compiled_for)

@@ -42,6 +42,10 @@ class EfficiencyConfig(ProcessConfig):
     """Whether pre-training on a GPU replays forward and backward passes as CUDA graphs, which
     launch all their kernels at once. Excludes sharding and gradient checkpointing; auto replays
     wherever these are off. Ranks then exchange gradients after a step's backward passes."""
+    attention: Literal["torch", "short"] = "torch"
+    """Kernels of self-attention in half precision on a GPU: PyTorch's, or for short sequences
+    (up to 256 tokens with heads of 32 numbers, 128 with 64) our own in Triton, which have not run
+    on a GPU yet. Their results differ by rounding."""
     gradient_checkpointing: bool = False
     """Whether to recompute activations in the backward pass, which saves memory."""
     micro_batch: int | dict[int, int] | Literal["auto"] | None = None

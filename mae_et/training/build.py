@@ -17,6 +17,7 @@ from mae_et.runtime.console import notify
 from mae_et.runtime.distributed import DistributedContext
 from mae_et.runtime.precision import allow_tf32, autocast_dtype
 from mae_et.runtime.signals import StopFlag
+from mae_et.training.efficiency.attention import shorten_attention
 from mae_et.training.efficiency.compile import compile_network, should_compile
 from mae_et.training.efficiency.cuda_graphs import GraphedPasses, should_replay
 from mae_et.training.efficiency.flat_gradients import FlatGradients
@@ -55,6 +56,7 @@ def build_run(
     fitting = requested == "auto"
     if fitting or not shards:  # shards move block by block: one GPU may not hold the whole model
         model = model.to(world.device)
+    short = efficiency.attention == "short" and shorten_attention(model, dtype, world)
     ema = None if task.ema_decay is None else ModelEmaV3(model, decay=task.ema_decay)
     state = TrainState(model, task.build_optimizer(model), scaler, ema=ema)
     if saved is not None and (mismatch := describe_mismatch(saved["model"], model.state_dict())):
@@ -66,6 +68,7 @@ def build_run(
     run = Run(
         config, plan, world, state, model, dtype, micro_batch_size(requested, plan, world.size),
         stopped=stopped or StopFlag(), stop_after_step=stop_after_step, graphs=graphs,
+        short_attention=short,
     )  # fmt: skip
     if fitting:
         multiple = task.divisor_of_micro_batches(model)

@@ -40,5 +40,6 @@ def describe_environment(run: Run) -> dict[str, Any]:
         "micro_batch": {str(size): count for size, count in run.micro_batch.items()},
         "compiled": run.compiled,
         "cuda_graphs": run.graphs is not None,
+        "short_attention": run.short_attention,
         "decode": run.provenance.get("decode"),
     }

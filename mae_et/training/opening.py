@@ -107,7 +107,8 @@ def describe_run(run: Any) -> dict[str, str]:
     if config.curriculum.cost == "flops":
         flops = _joined(f"{stage.cost / 1e9:.3g}" for stage in bandwidths.values())
         cost = f"{flops} GFLOPs an image; {cost}"
-    passes = ("compiled" if run.compiled else "not compiled") + ", CUDA graphs" * bool(run.graphs)
+    passes = "compiled" if run.compiled else "not compiled"
+    passes += ", CUDA graphs" * bool(run.graphs) + ", short attention" * run.short_attention
     if not run.state.micro_batch:  # otherwise a line gave those that fit
         sizes = dict.fromkeys(run.micro_batch[bandwidth] for bandwidth in bandwidths)
         passes = f"micro-batch {_joined(sizes)}, {passes}"

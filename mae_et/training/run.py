@@ -36,6 +36,7 @@ class Run:
         stopped: set by a signal to save and stop.
         stop_after_step: save and stop after this many steps; None to run to the plan's end.
         compiled: whether the network, or its transformer blocks, are compiled.
+        short_attention: whether self-attention over short sequences has kernels of our own.
         graphs: replays forward and backward passes as CUDA graphs; None to run them eagerly.
         flat_gradients: exchanges the gradients of replayed passes; None if the network does.
     """
@@ -51,6 +52,7 @@ class Run:
     stopped: StopFlag = field(default_factory=StopFlag)
     stop_after_step: int | None = None
     compiled: bool = False
+    short_attention: bool = False
     graphs: GraphedPasses | None = None
     flat_gradients: FlatGradients | None = None
 

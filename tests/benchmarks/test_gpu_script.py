@@ -36,6 +36,7 @@ PARTS = {
     "gpu_goals": "goals",
     "variants default": "default",
     "variants memory": "memory",
+    "variants short": "short",
     "variants replay": "replay",
     "variants mixed": "mixed",
     "bench node": "node",
@@ -67,11 +68,14 @@ def calls(tmp_path: Path) -> list[str]:
 def test_parts_run_in_order_and_once(tmp_path: Path, script: list[str]) -> None:
     subprocess.run(script, env=environment(tmp_path), capture_output=True)
     before = ["default", "goals", "node", "goals", "memory", "goals", "replay", "goals"]
-    assert calls(tmp_path) == ["goals", *before, "tests", "goals", "mixed", "goals", "arms"]
+    after = ["tests", "goals", "short", "goals", "mixed", "goals", "arms"]
+    assert calls(tmp_path) == ["goals", *before, *after]
     out = tmp_path / "out"
     assert {each.name for each in out.iterdir()} == {"node.json", "quality.json", "log.txt"}
     assert not list((tmp_path / "tmp").iterdir())
-    ended = ", ".join(f'"{name}": {{"ended": true}}' for name in ("default", "memory", "replay"))
+    ended = ", ".join(
+        f'"{name}": {{"ended": true}}' for name in ("default", "memory", "replay", "short")
+    )
     (out / "run.json").write_text(f'{{{ended}, "mixed": {{"ended": false}}}}')
     (tmp_path / "calls").unlink()
     subprocess.run(script, env=environment(tmp_path), capture_output=True)

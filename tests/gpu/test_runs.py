@@ -139,6 +139,7 @@ def test_bf16_and_gpu_decoding_train_like_the_cpu(
         (["precision=bf16", "micro_batch=12"], 5e-3),
         (["precision=fp16", "micro_batch=6"], 5e-3),
         (["precision=bf16", "micro_batch=6", "compile=true"], 5e-3),
+        (["precision=bf16", "attention=short", "compile=true"], 5e-3),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

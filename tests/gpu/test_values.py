@@ -1,9 +1,10 @@
 """Crops, targets, losses and gradients of the GPU are the CPU's, in float32 and in bf16."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 from natural_images import natural
 from small_mae import small
 from torch import Tensor
@@ -17,6 +18,7 @@ from mae_et.data.transforms import normalise
 from mae_et.models.masking import mask_from_noise
 from mae_et.models.targets import TARGETS
 from mae_et.runtime.precision import autocast
+from mae_et.training.efficiency.attention import fits
 from mae_et.training.host_copy import HostCopy
 
 CPU = torch.device("cpu")
@@ -125,3 +127,38 @@ def test_a_state_in_pinned_memory_outlives_the_next_step(device: torch.device) -
         )
         assert (saved["weight"] == number).all()
         assert saved["step"] == number
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("tokens", [10, 26, 37, 50, 101, 197])
+def test_short_attention_has_the_values_and_gradients_of_softmax(
+    device: torch.device, tokens: int, dtype: torch.dtype
+) -> None:
+    """As close to float64 as PyTorch's, and the same at each call."""
+    if device.type != "cuda":
+        pytest.skip("tests/training/test_attention.py has the interpreter")
+    kernels = pytest.importorskip("mae_et.training.efficiency.short_attention")
+    heads, width = (12, 64) if fits(tokens, 64) else (16, 32)
+    draw = torch.Generator().manual_seed(0)
+    qkv = torch.randn(8, tokens, 3 * heads * width, generator=draw).to(dtype)
+    grad = torch.randn(8, tokens, heads * width, generator=draw).to(dtype)
+
+    def plain(qkv: Tensor) -> Tensor:
+        q, k, v = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    def both(attend: Any, inputs: Tensor, grad: Tensor) -> list[Tensor]:
+        inputs = inputs.detach().requires_grad_()
+        result = attend(inputs)
+        return [
+            each.double().cpu() for each in (result, *torch.autograd.grad(result, inputs, grad))
+        ]
+
+    ours = both(lambda qkv: kernels.short_attention(qkv, heads), qkv.to(device), grad.to(device))
+    again = both(lambda qkv: kernels.short_attention(qkv, heads), qkv.to(device), grad.to(device))
+    theirs = both(plain, qkv.to(device), grad.to(device))
+    for one, other, torchs, exact in zip(
+        ours, again, theirs, both(plain, qkv.double(), grad.double()), strict=True
+    ):
+        assert torch.equal(one, other)
+        assert (one - exact).norm() < 1.2 * (torchs - exact).norm()
