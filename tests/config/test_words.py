@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from mae_et.benchmarks.launches import LaunchesConfig
+from mae_et.benchmarks.quality import QualityConfig
+from mae_et.benchmarks.step import StepConfig
 
-from benchmarks.launches import LaunchesConfig
-from benchmarks.quality import QualityConfig
-from benchmarks.step import StepConfig
 from finetune import ClassifierConfig, ProbeConfig
 from mae_et import PretrainConfig, UserError, load_config
 from mae_et.cli.arguments import config_of
