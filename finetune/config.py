@@ -7,6 +7,7 @@ from typing import Literal
 from finetune.image_size import Size, height_and_width
 from mae_et.config.data import DataConfig
 from mae_et.config.duration import Duration, duration_in_steps
+from mae_et.config.keys import key
 from mae_et.config.model import Pool
 from mae_et.config.schema import CropConfig, CurriculumConfig, OptimConfig, OutputConfig, RunConfig
 from mae_et.errors import require, require_in
@@ -18,14 +19,14 @@ Probe = Literal["none", "linear", "attentive"]
 class NetworkConfig:
     """The network: a pre-trained encoder with a new head, or any timm backbone."""
 
-    checkpoint: Path | None = None
+    checkpoint: Path | None = key(None, "rank", "common")
     """Run folder, checkpoint, released weights or Hugging Face ViTMAE folder to start from. The
     network is its ViT, or model.backbone if that is given."""
-    backbone: str | None = None
+    backbone: str | None = key(None, "common")
     """Name of a timm model: trained from scratch, or from a checkpoint of the same model."""
     pretrained: bool = False
     """Whether to fetch the backbone's weights from timm's hub."""
-    image_size: Size = 224
+    image_size: Size = key(224, "common")
     """Side of the images in the last stage, in pixels, or [height, width]; bandwidths refer to the
     shorter side. The size that a checkpoint records, or timm for model.pretrained, replaces the
     default."""
@@ -40,7 +41,7 @@ class NetworkConfig:
     """Stochastic depth rate of the last block; it rises linearly from 0."""
     head_dropout: float = 0.0
     """Dropout rate before the classifier."""
-    probe: Probe = "none"
+    probe: Probe = key("none", "common")
     """none trains all weights; linear and attentive train a head on the frozen encoder."""
     encoder_num_heads: int | None = None
     """Attention heads of the checkpoint's encoder, needed if its width is not a published one."""
@@ -99,7 +100,7 @@ class ClassifierOptimConfig(OptimConfig):
     """Weight decay of parameters with two or more dimensions, except tokens and positions."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Betas of AdamW and LAMB."""
-    layer_decay: float = 1.0
+    layer_decay: float = key(1.0, "common")
     """Learning rate factor from each layer to the one below; 1 turns it off."""
     ema: float | None = None
     """Decay of an exponential moving average of the weights; no average by default."""
@@ -127,7 +128,7 @@ class ClassifierOutputConfig(OutputConfig):
     """Run folder; a run resumes automatically from the checkpoints in it. mae-et finetune RUN
     defaults to RUN/finetune (a probe to RUN/finetune-linear or -attentive), and from other weights
     to runs/finetune-NAME."""
-    evaluate_every: Duration | None = "10%"
+    evaluate_every: Duration | None = key("10%", "common")
     """Interval between evaluations on the validation split; null turns them off."""
 
     def __post_init__(self) -> None:

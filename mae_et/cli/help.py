@@ -6,38 +6,11 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from finetune.config import ClassifierConfig
-from mae_et.config.commands import NodeConfig, PlanConfig, PreviewConfig
-from mae_et.config.schema import PretrainConfig
-from mae_et.search.config import SearchConfig
+from mae_et.config.keys import marked_keys
+from mae_et.config.schema import RunConfig
 
 MOST_KEYS = 30
 """Commands with at most this many keys describe all of them."""
-
-_SHARED = (
-    "config", "data.root", "data.name", "output.dir", "seed", "curriculum.preset",
-    "curriculum.epochs", "crop.method", "optim.batch_size", "optim.base_lr", "optim.weight_decay",
-    "efficiency.device", "efficiency.precision", "efficiency.compile", "efficiency.micro_batch",
-    "efficiency.num_workers",
-)  # fmt: skip
-_PRETRAIN = (
-    *_SHARED, "model.encoder", "model.image_size", "model.target", "model.mask_ratio",
-    "init.weights", "probe.every",
-)  # fmt: skip
-COMMON_KEYS: dict[type[Any], Sequence[str]] = {
-    PretrainConfig: _PRETRAIN,
-    PlanConfig: (
-        *_PRETRAIN, "json", "images", "against_epochs", "throughput", "loader", "gpus",
-        "cores_per_gpu",
-    ),
-    PreviewConfig: (*_PRETRAIN, "save"),
-    NodeConfig: (*_PRETRAIN, "json", "save", "seconds", "images"),
-    SearchConfig: (*_PRETRAIN, "search.strategy", "search.objective", "search.stages"),
-    ClassifierConfig: (
-        *_SHARED, "model.checkpoint", "model.backbone", "model.image_size", "model.probe",
-        "optim.layer_decay", "output.evaluate_every",
-    ),
-}  # fmt: skip
 
 
 def help_requested(arguments: Sequence[str]) -> bool:
@@ -56,14 +29,14 @@ def help_text(
     for group in parser._action_groups:
         if parser.description and parser.description.startswith(group.title or "-"):
             group.title = "keys"  # the title would repeat the description
-    keys = [action for action in parser._actions if action.dest in _leaves(parser)]
-    common = COMMON_KEYS.get(kind)
-    if common is None or len(keys) <= MOST_KEYS or "all" in arguments:
+    shown = [action for action in parser._actions if action.dest in _leaves(parser)]
+    if not issubclass(kind, RunConfig) or len(shown) <= MOST_KEYS or "all" in arguments:
         return parser.format_help()
+    common = {"config", *marked_keys(kind, "common")}
     for action in parser._actions:
         if action.dest not in common:
             action.help = argparse.SUPPRESS
-    parser.epilog = f"{len(common)} of {len(keys)} keys; the others: mae-et {command} --help all"
+    parser.epilog = f"{len(common)} of {len(shown)} keys; the others: mae-et {command} --help all"
     return parser.format_help()
 
 

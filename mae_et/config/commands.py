@@ -6,6 +6,7 @@ from typing import Literal
 
 from mae_et.config.data import DataConfig
 from mae_et.config.efficiency import Device
+from mae_et.config.keys import key
 from mae_et.config.model import Target
 from mae_et.config.schema import PretrainConfig
 from mae_et.errors import SEEDS, UserError, require, require_in, require_png
@@ -112,22 +113,22 @@ class PrepareConfig:
 class PlanConfig(PretrainConfig):
     """Print stages, steps and cost of a pre-training."""
 
-    json: bool = False
+    json: bool = key(False, "common")
     """Print one line of JSON."""
-    against_epochs: float | None = None
+    against_epochs: float | None = key(None, "common")
     """Epochs of the constant-bandwidth baseline; by default 1600 (MAE's), below 100 equivalent
     epochs those of the plan's own images."""
-    images: int | None = None
+    images: int | None = key(None, "common")
     """Images of an epoch, if the dataset is elsewhere."""
-    throughput: str | None = None
+    throughput: str | None = key(None, "common")
     """Images/s of one GPU at each bandwidth, '{96: 5200, 224: 1200}', or by the images of a step,
     '{96: {64: 900, 512: 5200}, 224: 1200}'; or a finished run's folder; or a file of mae-et bench
     node."""
-    loader: str | None = None
+    loader: str | None = key(None, "common")
     """Images/s of one loader core at each bandwidth, or a finished run's folder."""
-    gpus: str | None = None
+    gpus: str | None = key(None, "common")
     """GPU counts: 1,8,64 (1 to 1024)."""
-    cores_per_gpu: float | None = None
+    cores_per_gpu: float | None = key(None, "common")
     """Loader cores of a GPU."""
 
     def __post_init__(self) -> None:
@@ -144,7 +145,7 @@ class PreviewConfig(PretrainConfig):
     of an encoder.
     """
 
-    save: Path = Path("preview.png")
+    save: Path = key(Path("preview.png"), "common")
     """PNG to write."""
 
     def __post_init__(self) -> None:
@@ -160,13 +161,13 @@ class NodeConfig(PretrainConfig):
     what limits it.
     """
 
-    json: bool = False
+    json: bool = key(False, "common")
     """Print one line of JSON instead of tables."""
-    save: Path | None = None
+    save: Path | None = key(None, "common")
     """JSON file, also for plan --throughput FILE."""
-    seconds: float = 180.0
+    seconds: float = key(180.0, "common")
     """Bound of the measurement."""
-    images: int | None = None
+    images: int | None = key(None, "common")
     """Images of an epoch, if the dataset is elsewhere."""
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from mae_et.config.keys import key
 from mae_et.errors import require, require_in
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -15,11 +16,11 @@ MOST_WORKERS = 1024  # more than any machine has cores for, and few enough to en
 class ProcessConfig:
     """How a process computes and loads images."""
 
-    device: Device = "auto"
+    device: Device = key("auto", "common")
     """Device; auto is a GPU if there is one."""
-    precision: Precision = "auto"
+    precision: Precision = key("auto", "common")
     """Autocast precision; auto is bf16 on a GPU that has it, fp16 on others, fp32 on a CPU."""
-    num_workers: int | None = None
+    num_workers: int | None = key(None, "rank", "common")
     """Loader processes of each rank; 0 loads in the process that computes. By default a rank's
     share of the cores, or a quarter of it on the CPU, 1 to 16. On the CPU, the remaining cores
     compute, unless OMP_NUM_THREADS is set."""
@@ -34,7 +35,7 @@ class EfficiencyConfig(ProcessConfig):
 
     tf32: bool = True
     """Whether float32 products may run as TF32 on a GPU."""
-    compile: bool | Literal["auto"] = "auto"
+    compile: bool | Literal["auto"] = key("auto", "common")
     """Compile transformer blocks with torch.compile (other networks as a whole), on a GPU with a
     separate graph for each bandwidth; auto compiles GPU runs of at least 1000 steps per
     bandwidth."""
@@ -48,7 +49,7 @@ class EfficiencyConfig(ProcessConfig):
     on a GPU yet. Their results differ by rounding."""
     gradient_checkpointing: bool = False
     """Whether to recompute activations in the backward pass, which saves memory."""
-    micro_batch: int | dict[int, int] | Literal["auto"] | None = None
+    micro_batch: int | dict[int, int] | Literal["auto"] | None = key(None, "common")
     """Images per forward pass and rank. A number holds at the base size and grows as (base / B)^2
     for a stage of bandwidth B, at constant memory; a mapping gives it for each bandwidth; auto
     takes the largest equal parts that fit in memory. The default is auto when pre-training on a
@@ -79,9 +80,9 @@ class EfficiencyConfig(ProcessConfig):
             "efficiency.sharding": self.sharding != "none",
             "efficiency.gradient_checkpointing": self.gradient_checkpointing,
         }
-        for key, given in excluded.items():
+        for other, given in excluded.items():
             require(
-                not (self.cuda_graphs is True and given), f"efficiency.cuda_graphs excludes {key}"
+                not (self.cuda_graphs is True and given), f"efficiency.cuda_graphs excludes {other}"
             )
         require_in(f"[0, {MOST_WORKERS}]", self, "efficiency.num_workers")
         require_in("(0, 1e8]", self, "efficiency.step_timeout")

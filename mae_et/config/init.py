@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mae_et.config.keys import key
 from mae_et.errors import require
 
 
@@ -11,7 +12,7 @@ from mae_et.errors import require
 class InitConfig:
     """What pre-training starts from; random weights by default."""
 
-    weights: Path | None = None
+    weights: Path | None = key(None, "rank", "common")
     """Checkpoint to start from: run folder, file (.pth, .pt, .safetensors), Hugging Face folder, or
     timm's name of a model. It must have the encoder of the config. Positions are laid over its grid
     (model.position_grid), and its patch embedding is resampled to another patch size."""
@@ -19,7 +20,7 @@ class InitConfig:
     """auto: take the decoder of init.weights if there is one that fits; fresh: initialise it."""
     checkpoint_key: str | None = None
     """Which of several sets of weights in a file, such as teacher."""
-    extends: Path | None = None
+    extends: Path | None = key(None, "origin", "rank")
     """Run folder whose last checkpoint before optim.decay_fraction is continued, at the run's last
     bandwidth, to the larger budget curriculum.epochs; mae-et pretrain RUN --extend-to EPOCHS sets
     it."""

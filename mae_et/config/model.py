@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from mae_et.config.keys import key
 from mae_et.config.model_names import suggest_model
 from mae_et.errors import UserError, require, require_in
 
@@ -18,9 +19,9 @@ _NAMED_PATCH = re.compile(r"patch([1-9]\d{0,3})(?!\d)")
 class ModelConfig:
     """The masked autoencoder."""
 
-    encoder: str = "vit_base_patch16_224"
+    encoder: str = key("vit_base_patch16_224", "common")
     """Name of a timm VisionTransformer with a class token."""
-    image_size: int = 224
+    image_size: int = key(224, "common")
     """Base size: side of the full-spectrum input, in pixels."""
     patch_size: int | None = None
     """Side of a patch, in pixels; read from the encoder's name when not given."""
@@ -50,9 +51,9 @@ class ModelConfig:
     position_grid: int | None = None
     """Side of the grid of full_grid, in patches, if it is not the base size's: that of initial
     weights of another base size or patch, which mae-et pretrain --init inherits."""
-    mask_ratio: float = 0.75
+    mask_ratio: float = key(0.75, "common")
     """Fraction of patches to mask."""
-    target: Target = "norm_pix"
+    target: Target = key("norm_pix", "common")
     """Prediction target of a masked patch."""
     hog_cell: int = 8
     """Side of a HOG cell, in pixels; must divide the patch."""

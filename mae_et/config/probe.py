@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_et.config.duration import Duration, duration_in_steps
+from mae_et.config.keys import key
 from mae_et.errors import require_in
 
 
@@ -25,7 +26,7 @@ class ProbeDataConfig:
 class OnlineProbeConfig:
     """Probes of the encoder while it trains: kNN, ridge classifier, effective rank."""
 
-    every: Duration | None = None
+    every: Duration | None = key(None, "common")
     """Interval between probes, in steps or as a share of the run such as 5%; also before the first
     step and after the last. By default there are none: a pre-training needs no labels."""
     data: ProbeDataConfig | None = None

@@ -13,6 +13,7 @@ from mae_et.config.data import DataConfig, check_cache, check_statistics
 from mae_et.config.duration import Duration, duration_in_steps
 from mae_et.config.efficiency import EfficiencyConfig
 from mae_et.config.init import InitConfig
+from mae_et.config.keys import key
 from mae_et.config.model import ModelConfig
 from mae_et.config.probe import OnlineProbeConfig
 from mae_et.errors import SEEDS, require, require_in
@@ -40,14 +41,14 @@ class Stage:
 class CurriculumConfig:
     """The frequency curriculum."""
 
-    preset: Preset = "etpp"
+    preset: Preset = key("etpp", "common")
     """constant: plain MAE; et: EfficientTrain (ICCV 2023); etpp, etpp_deit, etpp_convnext:
     EfficientTrain++ (TPAMI 2024); custom: the stages given."""
     stages: tuple[Stage, ...] = ()
     """Stages of a custom curriculum."""
     shares_of: SharesOf = "compute"
     """Quantity that the shares of a custom curriculum divide."""
-    epochs: float = 400
+    epochs: float = key(400, "branch", "extend", "search", "common")
     """Budget: compute, in epochs at the base size (equivalent epochs); plain epochs for et, and if
     shares are of images."""
     cost: Literal["flops", "area"] = "flops"
@@ -70,7 +71,7 @@ class CurriculumConfig:
 class CropConfig:
     """How images are reduced to a bandwidth."""
 
-    method: Method = "fourier"
+    method: Method = key("fourier", "common")
     """fourier: exact low-frequency crop (the paper); resize: antialiased bicubic resizing of the
     augmented image (the paper's released code resizes it with Pillow's Lanczos filter instead);
     decode: resizing in the loader, from a JPEG decoded no finer than needed (the fastest)."""
@@ -80,31 +81,31 @@ class CropConfig:
 class OptimConfig:
     """AdamW, and schedules that are functions of the compute done."""
 
-    batch_size: int = 4096
+    batch_size: int = key(4096, "common")
     """Images per update, over all ranks and accumulation steps; constant over stages."""
-    base_lr: float = 1.5e-4
+    base_lr: float = key(1.5e-4, "branch", "common")
     """Learning rate per 256 images of batch."""
-    min_lr: float = 0.0
+    min_lr: float = key(0.0, "branch", "extend")
     """Learning rate at the end of the run."""
-    warmup_fraction: float = 0.05
+    warmup_fraction: float = key(0.05, "branch", "extend")
     """Share of the compute over which the learning rate rises (40 of 800 epochs in MAE)."""
-    decay_fraction: float | None = None
+    decay_fraction: float | None = key(None, "branch", "extend")
     """Share of the compute at the end over which the learning rate falls, in a straight line; it is
     constant from the warm-up to there. The checkpoint at the start of the decay is never deleted,
     so that longer runs can branch off (pretrain RUN --extend-to EPOCHS). By default it falls as
     half a cosine from the warm-up on."""
-    weight_decay: float = 0.05
+    weight_decay: float = key(0.05, "branch", "common")
     """Weight decay of parameters with two or more dimensions."""
-    weight_decay_end: float | None = None
+    weight_decay_end: float | None = key(None, "branch")
     """Weight decay at the end, reached by a cosine; constant when not given."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = key((0.9, 0.95), "branch")
     """AdamW's betas."""
-    clip_grad: float | None = None
+    clip_grad: float | None = key(None, "branch")
     """Largest norm of the gradient; no clipping when not given."""
     scale_lr_by_decoder_share: bool = False
     """Multiply the learning rate by model.decoder_share, as CrossMAE's release does; pre-training
     only."""
-    max_skipped_updates: int = 0
+    max_skipped_updates: int = key(0, "resume")
     """Consecutive updates that may be skipped because the loss or a gradient is NaN or infinite;
     one more stops the run. 0 stops it at the first."""
 
@@ -135,7 +136,7 @@ class OptimConfig:
 class OutputConfig:
     """Files that a run writes; intervals are steps, or a share of the run such as 5%."""
 
-    dir: Path = Path("runs/pretrain")
+    dir: Path = key(Path("runs/pretrain"), "rank", "common")
     """Run folder; a run resumes automatically from the checkpoints in it."""
     log_every: Duration = 20
     """Interval between rows of metrics."""
@@ -174,9 +175,9 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     efficiency: EfficiencyConfig = field(default_factory=EfficiencyConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
-    seed: int = 0
+    seed: int = key(0, "branch", "common")
     """Seed of new weights, the order of the data, its augmentation, masks and stochastic depth."""
-    branch_from: Path | None = None
+    branch_from: Path | None = key(None, "origin", "rank")
     """Run folder, or a checkpoint in one (RUN/checkpoints/step-N.pt), whose full state is continued
     in a new folder, with other values of optim, curriculum.epochs or seed. Of a folder, its newest
     checkpoint. On the command line, the keys not given are those of the run."""

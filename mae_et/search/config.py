@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from mae_et.config.keys import key
 from mae_et.config.schema import CurriculumConfig, OutputConfig, PretrainConfig, Stage
 from mae_et.curriculum.schedule import scaled_bandwidth
 from mae_et.errors import require, require_in
@@ -19,11 +20,11 @@ PAPER_BANDWIDTHS = (96, 128, 160, 192, 224)
 class SearchOptions:
     """Options of the search."""
 
-    strategy: Literal["sequential", "greedy", "bayes"] = "sequential"
+    strategy: Literal["sequential", "greedy", "bayes"] = key("sequential", "common")
     """sequential: stage by stage at fixed compute (EfficientTrain++); greedy: the smallest
     bandwidths that match constant bandwidth, stages of equal epochs (EfficientTrain, ICCV 2023);
     bayes: whole curricula of non-decreasing bandwidths at fixed compute, by Optuna."""
-    stages: int = 10
+    stages: int = key(10, "common")
     """Number of stages, of equal share."""
     candidates: tuple[int, ...] = ()
     """Candidate bandwidths; by default the papers' 96, 128, 160, 192 and 224, scaled to the base
@@ -37,7 +38,7 @@ class SearchOptions:
     tolerance: float = 0.0
     """greedy: how far a score may lie below that of constant bandwidth and still match it, in the
     unit of the objective."""
-    trials: int = 20
+    trials: int = key(20, "search")
     """bayes: number of trials; a finished search resumes with a larger number."""
     prune_from: float | None = 0.6
     """bayes: fraction of the compute from which, at each stage's end, a trial below the median of
@@ -46,7 +47,7 @@ class SearchOptions:
     magnitude: int = 9
     """RandAugment magnitude of the last stage (0 to 10); magnitudes rise linearly from 0. Used if
     data.augment is set; bayes then searches it."""
-    objective: str = "knn"
+    objective: str = key("knn", "common")
     """Metric to maximise: knn or linear accuracy on held-out training images, or
     package.module:function, which maps a run folder to a number."""
     held_out: float = 0.1
@@ -54,12 +55,12 @@ class SearchOptions:
     never see their labels; pre-training uses the images like all others."""
     images: int | None = None
     """Random subset of the training images to compute the accuracy from; all by default."""
-    cluster: str | None = None
+    cluster: str | None = key(None, "search")
     """Cluster config (file or shipped name, see mae-et submit) on which independent trials run as
     parallel jobs. By default trials run in this process, one after another."""
-    at_once: int = 4
+    at_once: int = key(4, "search")
     """bayes on a cluster: number of trials to propose at once."""
-    keep_checkpoints: bool = False
+    keep_checkpoints: bool = key(False, "search")
     """Whether to keep the checkpoints of eliminated trials."""
 
     def __post_init__(self) -> None:

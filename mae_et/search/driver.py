@@ -5,6 +5,7 @@ from typing import Any
 
 from mae_et.checkpoints.run_config import recorded_config
 from mae_et.config.files import numeric_keys, to_yaml
+from mae_et.config.keys import marked_keys
 from mae_et.data.datasets import open_dataset
 from mae_et.errors import UserError
 from mae_et.io.atomic import write_text_atomically
@@ -16,15 +17,10 @@ from mae_et.search.results import write_search_results
 from mae_et.search.sequential import sequential
 from mae_et.search.trial_log import TrialLog
 from mae_et.search.trials import Objective, Runner, SearchResult, Trials, run_here
-from mae_et.training.resume.same_run import MAY_CHANGE, check_same_settings
+from mae_et.training.resume.same_run import check_same_settings
 
 # Finds the best curriculum; the integer is the number of training images.
 Strategy = Callable[[SearchConfig, int, Trials], SearchResult]
-# Keys that may change when a search resumes.
-MAY_DIFFER = MAY_CHANGE | {
-    "data.root", "curriculum.epochs", "search.trials", "search.cluster", "search.at_once",
-    "search.keep_checkpoints",
-}  # fmt: skip
 
 
 def search(
@@ -89,4 +85,5 @@ def check_same_search(config: SearchConfig) -> None:
     # search.epochs defaults to curriculum.epochs.
     for settings in (before, now):
         settings["search.epochs"] = settings["search.epochs"] or settings["curriculum.epochs"]
-    check_same_settings(f"{folder} holds another search", before, now, MAY_DIFFER)
+    may_differ = marked_keys(SearchConfig, "resume", "move", "search")
+    check_same_settings(f"{folder} holds another search", before, now, may_differ)

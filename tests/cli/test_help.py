@@ -9,8 +9,8 @@ import pytest
 
 from mae_et.cli.arguments import CONFIGS, parser_of
 from mae_et.cli.bench import NAMES
-from mae_et.cli.help import COMMON_KEYS
 from mae_et.cli.main import main
+from mae_et.config.keys import marked_keys
 
 
 def shown_keys(capsys, *words: str) -> list[str]:
@@ -22,7 +22,7 @@ def shown_keys(capsys, *words: str) -> list[str]:
 @pytest.mark.parametrize("command", ["pretrain", "finetune", "search"])
 def test_help_describes_the_common_keys_and_help_all_every_key(command: str, capsys) -> None:
     common = shown_keys(capsys, command, "--help")
-    assert set(common) == set(COMMON_KEYS[CONFIGS[command]])
+    assert set(common) == {"config", *marked_keys(CONFIGS[command], "common")}
     assert len(common) <= 26
     every = shown_keys(capsys, command, "--help", "all")
     keys = {action.dest for action in parser_of(command)._actions if action.option_strings}

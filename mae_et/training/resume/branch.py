@@ -18,6 +18,7 @@ from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints, run_of
 from mae_et.checkpoints.run_config import recorded_config
 from mae_et.checkpoints.store import last_that_loads, load_checkpoint
 from mae_et.config.files import numeric_keys
+from mae_et.config.keys import Mark, marked_keys
 from mae_et.config.schema import PretrainConfig, RunConfig
 from mae_et.curriculum.plan import Plan
 from mae_et.data.bad_images import RECORD
@@ -33,18 +34,10 @@ from mae_et.training.optim import decay_start, lr_at
 from mae_et.training.plan import continued_plan, plan_of_run
 from mae_et.training.resume.extendable import check_extendable
 from mae_et.training.resume.find_checkpoint import share_checkpoint
-from mae_et.training.resume.same_run import MAY_BRANCH, MAY_CHANGE, check_same_settings
+from mae_et.training.resume.same_run import check_same_settings
 
 RECORDS = (METRICS, SCORES, RECORD)
 
-# What an extension may change: its budget, and how its learning rate falls after the branch.
-_BY_EXTENSION = frozenset({
-    "curriculum.epochs", "optim.warmup_fraction", "optim.decay_fraction", "optim.min_lr",
-})  # fmt: skip
-# How images are found, and where a run comes from: no changes of settings.
-_ORIGINS = frozenset({
-    "data.root", "data.listing", "data.download", "data.cache", "init.extends", "branch_from",
-})  # fmt: skip
 # Why other keys stay, by the start of their name.
 _REASONS = {
     "optim.batch_size": "the place in the data is counted in its steps",
@@ -125,16 +118,17 @@ def _name(config: RunConfig) -> str:
 def _changes(config: RunConfig, before: RunConfig) -> dict[str, list[Any]]:
     """Return the old and the new value of each changed key; refuse what cannot change."""
     old, new = numeric_keys(before), numeric_keys(config)
-    may_differ = MAY_CHANGE | _ORIGINS
-    may_differ |= _BY_EXTENSION if config.branch_from is None else MAY_BRANCH
+    kind = type(config)
+    change: Mark = "extend" if config.branch_from is None else "branch"
+    may_differ = marked_keys(kind, "resume", "origin", change)
     check_same_settings(_name(config), old, new, may_differ, partial(_advise, config))
-    kept = old.keys() - _ORIGINS
+    kept = old.keys() - marked_keys(kind, "origin")
     return {key: [old[key], new[key]] for key in old if key in kept and old[key] != new[key]}
 
 
 def _advise(config: RunConfig, key: str) -> str:
     """Say why a key cannot change, and what to do."""
-    if key in MAY_BRANCH:  # but not when extending
+    if key in marked_keys(type(config), "branch"):  # but not when extending
         return f"give the earlier value, or change it with --branch-from {config.continues}"
     reasons = (reason for start, reason in _REASONS.items() if key.startswith(start))
     reason = next(reasons, "the weights so far were trained with it")

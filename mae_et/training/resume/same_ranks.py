@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from mae_et.config.files import flat_keys, plain
+from mae_et.config.keys import marked_keys
 from mae_et.curriculum.plan import Plan
 from mae_et.runtime.agreement import check_ranks_agree, code_version, tensor_digests
 from mae_et.runtime.distributed import DistributedContext
@@ -17,19 +18,15 @@ from mae_et.runtime.distributed import DistributedContext
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-# Paths and cores may differ between nodes; data and weights themselves are compared.
-MAY_DIFFER = frozenset({
-    "data.root", "data.listing", "data.download", "checkpoint", "model.checkpoint", "init.weights",
-    "init.extends", "branch_from", "num_workers", "efficiency.num_workers", "output", "output.dir",
-})  # fmt: skip
-
 
 def check_same_command(config: "DataclassInstance", world: DistributedContext) -> None:
     """Refuse ranks with another config, code, libraries or device type (`check_ranks_agree`)."""
     if world.size == 1:
         return
     settings = flat_keys(plain(config)).items()
-    facts = {key: value for key, value in settings if key not in MAY_DIFFER}
+    # Paths and cores may differ between nodes; data and weights themselves are compared.
+    may_differ = marked_keys(type(config), "rank")
+    facts = {key: value for key, value in settings if key not in may_differ}
     facts |= {"the device": world.device.type, **code_version(type(config).__module__)}
     check_ranks_agree(facts, world)
 

@@ -1,28 +1,16 @@
 """Refuse to resume a run folder under settings that would change its numbers."""
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Collection
 from typing import Any
 
 from mae_et.checkpoints.run_config import recorded_config
 from mae_et.config.files import numeric_keys, with_absolute_roots
+from mae_et.config.keys import marked_keys
 from mae_et.config.probe import OnlineProbeConfig
 from mae_et.config.schema import PretrainConfig, RunConfig
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
 from mae_et.runtime.console import notify
-
-MAY_CHANGE = frozenset({
-    "data.on_error", "data.max_bad_fraction", "optim.max_skipped_updates", "data.download",
-    "data.listing", "data.cache",
-})  # fmt: skip
-"""Keys that may change when a run is resumed or extended: how to handle faults (often decided when
-they happen), and how images are found and cached."""
-MAY_BRANCH = frozenset({
-    "seed", "curriculum.epochs", "optim.base_lr", "optim.min_lr", "optim.warmup_fraction",
-    "optim.decay_fraction", "optim.weight_decay", "optim.weight_decay_end", "optim.betas",
-    "optim.clip_grad",
-})  # fmt: skip
-"""Keys that may change when a run branches from another one (`branch_from`), too."""
 
 
 def check_same_run(config: RunConfig, saved: dict[str, Any] | None, finished: bool) -> None:
@@ -45,11 +33,15 @@ def check_same_run(config: RunConfig, saved: dict[str, Any] | None, finished: bo
         raise UserError(f"{error}; give another output.dir") from None
     written_config, config = map(with_absolute_roots, (written_config, config))
     before, now = numeric_keys(written_config), numeric_keys(config)
-    may_differ = MAY_CHANGE if saved is None else MAY_CHANGE | {"data.root"}
+    kind = type(config)
+    may_differ = marked_keys(kind, "resume")
+    if saved is not None:
+        may_differ += marked_keys(kind, "move")
+    branch = f"change it from there on: --branch-from {folder} --output.dir NEW"
 
     def advise(key: str) -> str:
-        branch = f"change it from there on: --branch-from {folder} --output.dir NEW"
-        return f"give the earlier value, or {branch if key in MAY_BRANCH else 'another output.dir'}"
+        other = branch if key in marked_keys(kind, "branch") else "another output.dir"
+        return f"give the earlier value, or {other}"
 
     refusal = f"{folder} holds a checkpoint of another run"
     check_same_settings(refusal, before, now, may_differ, advise)
@@ -70,7 +62,7 @@ def check_same_settings(
     refusal: str,
     before: dict[str, Any],
     now: dict[str, Any],
-    may_differ: Set[str],
+    may_differ: Collection[str],
     advise: Callable[[str], str] = lambda _: "give the earlier value, or another output.dir",
 ) -> None:
     """Refuse settings that differ in a key not in `may_differ`.
