@@ -26,6 +26,7 @@ from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data.cache import cache_images, memory_for
 from mae_et.data.datasets import open_dataset
 from mae_et.data.device.choose_decoder import choose_decoder
+from mae_et.data.evenly_spaced import evenly_spaced
 from mae_et.data.loader import CPU, training_batches
 from mae_et.data.prepare import prepare
 from mae_et.data.sampler import CurriculumBatchSampler
@@ -160,7 +161,7 @@ def _link(data: DataConfig, channels: int, folder: Path) -> None:
     """Link evenly spaced files of a dataset."""
     source = open_dataset(data, "train", channels)
     assert isinstance(source, ImageFolder)
-    for number in range(0, len(source), max(1, len(source) // SAMPLE)):
+    for number in evenly_spaced(len(source), SAMPLE):
         path = source.inner.path(number).absolute()
         (folder / f"{number:08}{path.suffix}").symlink_to(path)
 

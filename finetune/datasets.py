@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from finetune.config import ClassifierConfig, keys_without_effect
 from mae_et.config.data import DataConfig
 from mae_et.curriculum.schedule import check_batch
-from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
+from mae_et.data.datasets import ImageDataset, open_dataset, why_unlabelled
 from mae_et.data.evenly_spaced import evenly_spaced
 from mae_et.data.layout import Split, split_name
 from mae_et.data.sources.image_folder import classes_without_images
@@ -22,22 +22,12 @@ def open_labelled(
 ) -> ImageDataset:
     """Open a split (see `open_dataset`), and check that its images have labels for `purpose`."""
     source = open_dataset(data, split, channels, own_classes)
-    name = split_name(data, split)
-    if len(source.classes) < 2:
-        cause = "has no classes"
-        if source.classes:
-            cause = f"has one class ({source.classes[0]})"
-        elif data.source == "folder":
-            cause += f", because some images are in no class folder ({name}/CLASS/*)"
+    if why := why_unlabelled(source):
+        if data.source == "folder" and not source.classes:
+            why += f": some images are in no class folder ({split_name(data, split)}/CLASS/*)"
         raise UserError(
-            f"the {split} split of {data.root or data.source} {cause}: {purpose} needs labelled "
-            "images of at least two classes"
-        )
-    unlabelled = count_unlabelled(source)
-    if unlabelled:
-        raise UserError(
-            f"{purpose} needs labelled images: {unlabelled} of {len(source)} images of "
-            f"{name} have no label"
+            f"{purpose} needs labelled images of at least two classes, and the {split} split of "
+            f"{data.root or data.source} has {why}"
         )
     return source
 

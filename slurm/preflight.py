@@ -21,16 +21,8 @@ from mae_et.config.schema import PretrainConfig, RunConfig
 from mae_et.curriculum.mae_cost import ENCODERS
 from mae_et.curriculum.plan import check_replay
 from mae_et.curriculum.schedule import check_batch
-from mae_et.data.datasets import open_dataset
-from mae_et.data.layout import (
-    EXTENSIONS,
-    ROOTED,
-    Split,
-    check_source,
-    data_root,
-    is_folder,
-    split_folder,
-)
+from mae_et.data.datasets import kind_of, open_dataset
+from mae_et.data.layout import EXTENSIONS, Split, data_root, is_folder, split_folder
 from mae_et.errors import UserError
 from mae_et.io.lock import check_writable
 from mae_et.io.plain_files import read_mapping
@@ -73,10 +65,10 @@ def check_root(data: DataConfig) -> None:
 
     Jobs start in the current folder, so a relative data.root is there or wrong.
     """
-    check_source(data)
+    kind = kind_of(data)
     root = data.root
     if root is None or root.is_file() or not (root.is_absolute() or root.exists()):
-        if data.source in ROOTED:
+        if kind.rooted:
             data_root(data)
     elif not root.exists():
         # Not an error: compute nodes may have disks that the login node lacks.

@@ -1,6 +1,5 @@
 """Images to encode for a feature file: of one split, of both, or of a whole folder."""
 
-import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -15,8 +14,6 @@ from mae_et.data.batch import in_one_dtype
 from mae_et.data.datasets import ImageDataset, open_dataset
 from mae_et.data.images.decoding import UNLABELLED
 from mae_et.data.layout import WHOLE_ROOT, Split, split_folder
-from mae_et.data.sources.image_files import ImageFiles
-from mae_et.data.sources.webdataset import TarShards
 from mae_et.data.transforms import EvalDataset
 from mae_et.errors import UnknownClasses, Unreadable, UserError
 from mae_et.runtime.console import say
@@ -32,26 +29,9 @@ class Part:
     """False for a split whose classes are not those of the training split."""
 
     def names(self, data: DataConfig) -> Iterator[str]:
-        """Yield the name of each image: its path in `data.root`, or its number."""
-        inner: Any = getattr(self.source, "inner", None)
-        if isinstance(inner, ImageFiles):
-            for index in range(len(inner)):
-                path = inner.path(index)
-                inside = data.root is not None and path.is_relative_to(data.root)
-                yield (path.relative_to(data.root) if inside else path).as_posix()  # type: ignore[arg-type]
-        elif isinstance(inner, TarShards):
-            yield from _names_in_shards(inner)
-        else:
-            yield from map(str, range(len(self.source)))
-
-
-def _names_in_shards(shards: TarShards) -> Iterator[str]:
-    """Yield SHARD/FILE of each image; one shard's headers are in memory at a time."""
-    for number, path in enumerate(shards.paths):
-        with tarfile.open(path, "r:") as archive:
-            names = {entry.offset_data: entry.name for entry in archive}
-        for offset in shards.places[shards.shards == number, 0].tolist():
-            yield f"{path.name}/{names[offset]}"
+        """Return the name of each image: its path in `data.root`, or its number."""
+        names_in = getattr(getattr(self.source, "inner", None), "names_in", None)
+        return names_in(data.root) if names_in else map(str, range(len(self.source)))
 
 
 def open_parts(data: DataConfig, split: Split | Literal["all"], channels: int) -> list[Part]:

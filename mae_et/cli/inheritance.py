@@ -10,7 +10,7 @@ from mae_et.checkpoints.run_config import config_of_run, recorded_config
 from mae_et.config.data import SOURCE_KEYS, STATISTICS, DataConfig
 from mae_et.config.files import plain
 from mae_et.config.schema import PretrainConfig, RunConfig
-from mae_et.data.layout import ROOTED
+from mae_et.data.datasets import ROOTED
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text
 from mae_et.runtime.console import is_main, say

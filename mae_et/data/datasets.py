@@ -9,7 +9,8 @@ import contextlib
 import fcntl
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from mae_et.config.refusals import one_sentence
 from mae_et.data.images.channels import check_channels
 from mae_et.data.images.decoding import UNLABELLED, DecodedDataset, Sample
 from mae_et.data.images.value_range import check_image_statistics, check_range
-from mae_et.data.layout import ROOTED, TORCHVISION, WHOLE_ROOT, Split, check_source, data_root
+from mae_et.data.layout import WHOLE_ROOT, Split, data_root
 from mae_et.data.sources.hugging_face import open_hugging_face
 from mae_et.data.sources.image_folder import open_image_folder
 from mae_et.data.sources.prepared_shards import PreparedDataset
@@ -29,6 +30,14 @@ from mae_et.data.sources.webdataset import open_shards
 from mae_et.errors import ALIKE, UserError, listed, names_alike, require_choice
 from mae_et.io.plain_files import no_follow
 from mae_et.runtime.console import notify
+
+TORCHVISION = {
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "fashion_mnist": "FashionMNIST",
+    "imagenette": "Imagenette",
+}
+"""Datasets that torchvision reads and downloads, with its names of them."""
 
 
 class ImageDataset(Protocol):
@@ -65,32 +74,22 @@ def open_dataset(
         UnknownClasses: the split has a class that the training split lacks.
     """
     require_choice(split, Split, "split")
-    kind = config.source
-    named = kind in ROOTED or kind.startswith("hfds/")
-    if named and split == "val" and config.train_split == config.val_split != WHOLE_ROOT:
+    kind = kind_of(config)
+    if (
+        kind.named_splits
+        and split == "val"
+        and config.train_split == config.val_split != WHOLE_ROOT
+    ):
         notify(
             "validation images are the training images: data.train_split and data.val_split are "
             f"both {config.val_split}"
         )
-    if kind not in ROOTED:  # these hold images, no arrays
+    if not kind.rooted:  # these hold images, no arrays
         check_channels(channels)
         check_image_statistics(config)
-    dataset: DecodedDataset
-    if kind == "synthetic":
-        return _open_synthetic(config, split, channels)
-    check_source(config)
-    if kind in TORCHVISION:
-        return _open_torchvision(config, split, channels)
-    if kind == "folder":
-        dataset = open_image_folder(config, split, channels, own_classes)
-    elif kind == "shards":
-        dataset = PreparedDataset(data_root(config) / split, channels, config.max_value)
-    elif kind == "wds":
-        dataset = open_shards(config, split, channels, own_classes)
-    else:
-        dataset = open_hugging_face(config, split, channels)
+    dataset = kind.open(config, split, channels, own_classes)
     check_range(dataset, config)
-    _report_classes(dataset, f"{split} split of {config.root or kind}")
+    _report_classes(dataset, f"{split} split of {config.root or config.source}")
     return dataset
 
 
@@ -110,11 +109,19 @@ def count_unlabelled(dataset: ImageDataset) -> int:
     return 0 if dataset.labels is None else int((dataset.labels == UNLABELLED).sum())
 
 
-def _wrap(inner: Any, classes: Sequence[str], channels: int, title: str) -> ImageDataset:
-    return DecodedDataset(inner, classes, channels, f"{{}} of {title}".format)
+def why_unlabelled(dataset: ImageDataset) -> str:
+    """Return what keeps images from being classified, such as no classes; empty if nothing does."""
+    if len(dataset.classes) < 2:
+        return f"one class ({dataset.classes[0]})" if dataset.classes else "no classes"
+    unlabelled = count_unlabelled(dataset)
+    return f"{unlabelled} of {len(dataset)} images without a label" if unlabelled else ""
 
 
-def _open_synthetic(config: DataConfig, split: Split, channels: int) -> ImageDataset:
+def _open_prepared(config: DataConfig, split: Split, channels: int, _: bool) -> PreparedDataset:
+    return PreparedDataset(data_root(config) / split, channels, config.max_value)
+
+
+def _open_synthetic(config: DataConfig, split: Split, channels: int, _: bool) -> DecodedDataset:
     train, val = config.synthetic_train, config.synthetic_val
     # The splits are adjacent ranges of one endless sequence.
     length, first = (train, 0) if split == "train" else (val, train)
@@ -122,10 +129,10 @@ def _open_synthetic(config: DataConfig, split: Split, channels: int) -> ImageDat
         inner = Synthetic(length, config.synthetic_size, seed=0, first=first)
     except ValueError as error:
         raise UserError(f"data.synthetic_{split} and data.synthetic_size: {error}") from None
-    return _wrap(inner, inner.classes, channels, config.source)
+    return DecodedDataset(inner, inner.classes, channels, "{} of synthetic".format)
 
 
-def _open_torchvision(config: DataConfig, split: Split, channels: int) -> ImageDataset:
+def _open_torchvision(config: DataConfig, split: Split, channels: int, _: bool) -> DecodedDataset:
     name, root = config.source, config.root or Path("data") / config.source
     try:
         # Read only if it exists: the folder may belong to another user.
@@ -138,7 +145,7 @@ def _open_torchvision(config: DataConfig, split: Split, channels: int) -> ImageD
             ) from error
         inner = _download(name, root, split)
     classes = [entry if isinstance(entry, str) else entry[0] for entry in inner.classes]
-    return _wrap(inner, classes, channels, name)
+    return DecodedDataset(inner, classes, channels, f"{{}} of {name}".format)
 
 
 def _torchvision_dataset(name: str, root: Path, split: Split, download: bool = False) -> Any:
@@ -152,12 +159,8 @@ def _torchvision_dataset(name: str, root: Path, split: Split, download: bool = F
                 datasets.Imagenette(temporary, split, size="full", download=True)
                 (Path(temporary) / folder.name).rename(folder)
         return datasets.Imagenette(root, split, size="full")
-    kinds = {
-        "cifar10": datasets.CIFAR10,
-        "cifar100": datasets.CIFAR100,
-        "fashion_mnist": datasets.FashionMNIST,
-    }
-    return kinds[name](root, train=split == "train", download=download)
+    kind = getattr(datasets, TORCHVISION[name])
+    return kind(root, train=split == "train", download=download)
 
 
 def _download(name: str, root: Path, split: Split) -> Any:
@@ -172,3 +175,36 @@ def _download(name: str, root: Path, split: Split) -> Any:
         raise UserError(
             f"the dataset {name} is not in {root} and cannot be downloaded: {one_sentence(error)}"
         ) from error
+
+
+@dataclass(frozen=True)
+class DatasetKind:
+    """A kind of dataset."""
+
+    open: Callable[[DataConfig, Split, int, bool], DecodedDataset]
+    """Opens a split, as `open_dataset` does."""
+    rooted: bool = False
+    """Whether its files are found under `data.root`; they may be arrays."""
+    named_splits: bool = False
+    """Whether `data.train_split` and `data.val_split` name its splits."""
+
+
+KINDS = {
+    "folder": DatasetKind(open_image_folder, rooted=True, named_splits=True),
+    "shards": DatasetKind(_open_prepared, rooted=True, named_splits=True),
+    "synthetic": DatasetKind(_open_synthetic),
+    **dict.fromkeys(TORCHVISION, DatasetKind(_open_torchvision)),
+    "wds": DatasetKind(open_shards, rooted=True, named_splits=True),
+    "hfds/NAME": DatasetKind(open_hugging_face, named_splits=True),
+}
+"""Kinds of datasets by `data.name`."""
+ROOTED = tuple(name for name, kind in KINDS.items() if kind.rooted)
+"""Kinds of datasets whose files are found under `data.root`."""
+
+
+def kind_of(config: DataConfig) -> DatasetKind:
+    """Return the kind of a config's dataset; refuse an unknown one, with a list of those known."""
+    name = "hfds/NAME" if config.source.startswith("hfds/") else config.source
+    if name not in KINDS:
+        raise UserError(f"data.name {config.source!r} is unknown; known: {', '.join(KINDS)}")
+    return KINDS[name]

@@ -3,13 +3,8 @@
 import hashlib
 from typing import Any
 
-import numpy as np
-
 from mae_et.data.datasets import ImageDataset
 from mae_et.data.evenly_spaced import evenly_spaced
-from mae_et.data.sources.image_files import ImageFiles
-from mae_et.data.sources.prepared_shards import PreparedShards
-from mae_et.data.sources.webdataset import TarShards
 
 SAMPLES = 16
 
@@ -21,18 +16,9 @@ def fingerprint(source: ImageDataset) -> str:
     shards contribute their checksums.
     """
     digest = hashlib.sha256(repr((len(source), list(source.classes))).encode())
-    inner: Any = getattr(source, "inner", None)
-    if isinstance(inner, ImageFiles):
-        arrays = [inner.names, inner.labels]
-    elif isinstance(inner, TarShards):
-        digest.update(repr([path.name for path in inner.paths]).encode())
-        arrays = [inner.places]
-    elif isinstance(inner, PreparedShards):
-        arrays = [inner.rows]
-    else:  # images without names
-        arrays = []
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
+    identity = getattr(getattr(source, "inner", None), "identity", None)
+    for part in identity() if identity else ():  # without it, images have no names
+        digest.update(part)
     return digest.hexdigest()
 
 

@@ -15,11 +15,6 @@ from mae_et.errors import UserError, listed
 
 Split = Literal["train", "val"]
 
-ROOTED = ("folder", "shards", "wds")
-"""Kinds of datasets whose files are found under `data.root`."""
-TORCHVISION = ("cifar10", "cifar100", "fashion_mnist", "imagenette")
-"""Datasets that torchvision reads and downloads."""
-
 ARRAYS = (".npy",)
 EXTENSIONS = (
     ".apng", ".avif", ".bmp", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg",
@@ -45,13 +40,6 @@ _LIKE = {
     )
     for split, words in (("train", SYNONYMS["train"]), ("val", (*SYNONYMS["val"], "dev", "eval")))
 }
-
-
-def check_source(config: DataConfig) -> None:
-    """Refuse the name of an unknown dataset, with a list of those that are known."""
-    known = ("folder", "shards", "synthetic", *TORCHVISION, "wds", "hfds/NAME")
-    if config.source not in known and not config.source.startswith("hfds/"):
-        raise UserError(f"data.name {config.source!r} is unknown; known: {', '.join(known)}")
 
 
 def data_root(config: DataConfig) -> Path:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from mae_et.config.data import DataConfig
 from mae_et.config.probe import OnlineProbeConfig
 from mae_et.data.batch import collate
-from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
+from mae_et.data.datasets import ImageDataset, open_dataset, why_unlabelled
 from mae_et.data.sampler import sample_seed
 from mae_et.data.sources.image_folder import HELD_OUT_FRACTION
 from mae_et.data.transforms import EvalDataset
@@ -88,7 +88,7 @@ def open_probe_images(
         data = replace(run, **vars(config.data))
         train = open_dataset(data, "train", channels)
     order = _shuffled(len(train), seed)
-    if unlabelled := _why_unlabelled(train):
+    if unlabelled := why_unlabelled(train):
         chosen = sorted(order[: min(config.train_images, max(most, LEAST[0]))])
         _describe(data, f"effective rank of {len(chosen)} images, no accuracy: {unlabelled}")
         return ProbeImages(data, train, chosen, train, [])
@@ -132,14 +132,6 @@ def _shuffled(count: int, seed: int) -> list[int]:
     return torch.randperm(count, generator=generator).tolist()
 
 
-def _why_unlabelled(images: ImageDataset) -> str:
-    """Return why images cannot be classified; empty if they can."""
-    if len(images.classes) < 2:
-        return f"{len(images.classes) or 'no'} class{'es' if not images.classes else ''}"
-    unlabelled = count_unlabelled(images)
-    return f"{unlabelled} of {len(images)} images have no label" if unlabelled else ""
-
-
 def _open_validation(
     data: DataConfig, train: ImageDataset, channels: int
 ) -> tuple[ImageDataset | None, str]:
@@ -148,8 +140,8 @@ def _open_validation(
         val = open_dataset(data, "val", channels)
     except UserError as error:
         return None, str(error)
-    if unlabelled := _why_unlabelled(val):
-        return None, f"of the validation split, {unlabelled}"
+    if unlabelled := why_unlabelled(val):
+        return None, f"the validation split has {unlabelled}"
     if list(val.classes) != list(train.classes):
         return None, "the validation split has other classes"
     return val, ""

@@ -12,8 +12,8 @@ from mae_et.checkpoints.listing import list_checkpoints
 from mae_et.config.data import DataConfig
 from mae_et.config.probe import OnlineProbeConfig
 from mae_et.config.schema import OutputConfig, PretrainConfig, RunConfig
-from mae_et.data.datasets import ImageDataset, count_unlabelled, open_dataset
-from mae_et.data.layout import ROOTED, check_outside
+from mae_et.data.datasets import ROOTED, ImageDataset, count_unlabelled, open_dataset
+from mae_et.data.layout import check_outside
 from mae_et.io.metrics_file import METRICS
 from mae_et.io.score_records import RESULTS
 from mae_et.monitoring.figures import short

@@ -1,5 +1,6 @@
 """torchvision's datasets and the synthetic one open by name."""
 
+import inspect
 import pickle
 import threading
 from pathlib import Path
@@ -155,6 +156,9 @@ def test_synthetic_splits_are_disjoint_in_any_mode(channels: int) -> None:
 
 def test_an_unknown_dataset_is_refused_with_the_known_ones() -> None:
     sentence = refusal(DataConfig(name="imagenet"))
-    for known in ("folder", "synthetic", *sources.TORCHVISION, "wds", "hfds/NAME"):
+    described = inspect.getsource(DataConfig).partition("root: Path")[0]  # the help of data.name
+    assert set(sources.KINDS) > {"folder", "synthetic", *sources.TORCHVISION, "wds", "hfds/NAME"}
+    for known in sources.KINDS:
         assert known in sentence
+        assert known in described
     assert "data.synthetic_train" in refusal(DataConfig(synthetic_train=0))

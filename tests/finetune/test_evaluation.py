@@ -145,7 +145,7 @@ def test_images_of_one_class_are_no_evaluation(run, tmp_path) -> None:
     """Of one candidate every image is right, whatever the classifier."""
     folder(tmp_path / "one" / "train", {name: name for name in COLOURS}, images=1)
     folder(tmp_path / "one" / "val", {"red": "blue"})
-    with pytest.raises(UserError, match=r"has one class \(red\): an evaluation needs"):
+    with pytest.raises(UserError, match=r"an evaluation needs .* has one class \(red\)"):
         score(run, tmp_path / "one")
 
 

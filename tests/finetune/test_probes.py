@@ -266,9 +266,11 @@ def test_a_finished_run_without_checkpoints_falls_back_to_its_encoder(run, tiny,
 def test_unlabelled_images_are_refused_before_any_is_read(run, tiny, monkeypatch) -> None:
     monkeypatch.setattr(Synthetic, "labels", np.array([-1] * 2 + [0] * 18), raising=False)
     for score in (score_encoder, lambda config: finetune.HeldOutAccuracy()(config.checkpoint)):
-        with pytest.raises(UserError, match=r"encoder needs labelled images: 2 of \d+ images of"):
+        with pytest.raises(
+            UserError, match=r"encoder needs labelled images .* has 2 of \d+ images w"
+        ):
             score(probe(run, tiny))
-    with pytest.raises(UserError, match="of knn needs labelled images: 2 of"):
+    with pytest.raises(UserError, match=r"of knn needs labelled images .* has 2 of"):
         finetune.HeldOutAccuracy().check(tiny().data, 3)
 
 

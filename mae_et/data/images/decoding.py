@@ -42,7 +42,8 @@ class DecodedDataset:
     Args:
         inner: map-style, `inner[i] -> (image, label)`: a PIL image, or the bytes of an image or of
             a .npy file; a label from 0, or -1 for none. If it has `labels`, they are those of all
-            images, [N].
+            images, [N]; the bytes of its `identity()` recognise the images when a run resumes, and
+            its `names_in(root)` are their names in a file of features.
         classes: names of the classes; empty without labels.
         channels: number of channels to decode to.
         name: maps an index to the image's name, for error messages.

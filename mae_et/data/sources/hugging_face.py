@@ -19,7 +19,9 @@ NUMBERS = "int", "uint", "bool"
 NAMES = "string", "large_string"  # pandas and Polars write the latter
 
 
-def open_hugging_face(config: DataConfig, split: Split, channels: int) -> DecodedDataset:
+def open_hugging_face(
+    config: DataConfig, split: Split, channels: int, _: bool = False
+) -> DecodedDataset:
     """Open `hfds/NAME` from the hub, or `hfds/FOLDER`, any folder that `datasets` can read.
 
     Images are in the column `image`, or else in the only image column (CIFAR-10's is `img`). Labels

@@ -1,7 +1,7 @@
 """Image files as a map-style dataset of their bytes."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,17 @@ class ImageFiles:
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
         return read_bytes(self.path(index), MAX_FILE_BYTES), self.labels[index]
+
+    def identity(self) -> Iterator[bytes]:
+        """Yield the names, relative to the folder, and the labels; see `fingerprint`."""
+        yield self.names.tobytes()
+        yield self.labels.tobytes()
+
+    def names_in(self, root: Path | None) -> Iterator[str]:
+        """Yield the path of each file, relative to a folder that it is in."""
+        for path in map(self.path, range(len(self))):
+            inside = root is not None and path.is_relative_to(root)
+            yield (path.relative_to(root) if inside else path).as_posix()  # type: ignore[arg-type]
 
     def path(self, index: int) -> Path:
         """Return the path of a file."""

@@ -14,6 +14,7 @@ unreadable image keeps its row, without bytes, so that all others keep their ind
 
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,10 @@ class PreparedShards:
     def labels(self) -> np.ndarray:
         """Label of each image, int64 [N]; -1 without a label."""
         return self.rows["label"]
+
+    def identity(self) -> Iterator[bytes]:
+        """Yield the checksums, sizes and labels; see `fingerprint`."""
+        yield self.rows.tobytes()
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
         return self.read(index, len(self.levels) - 1), int(self.labels[index])

@@ -5,8 +5,9 @@ once, and each image is then read at its offset.
 """
 
 import re
+import tarfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,19 @@ class TarShards:
         with self.paths[self.shards[index]].open("rb") as file:
             file.seek(offset)
             return file.read(size), label
+
+    def identity(self) -> Iterator[bytes]:
+        """Yield the names of the archives, and offsets and labels; see `fingerprint`."""
+        yield repr([path.name for path in self.paths]).encode()
+        yield self.places.tobytes()
+
+    def names_in(self, _: Path | None) -> Iterator[str]:
+        """Yield SHARD/FILE of each image; one shard's headers are in memory at a time."""
+        for number, path in enumerate(self.paths):
+            with tarfile.open(path, "r:") as archive:
+                names = {entry.offset_data: entry.name for entry in archive}
+            for offset in self.places[self.shards == number, 0].tolist():
+                yield f"{path.name}/{names[offset]}"
 
     def name(self, index: int) -> str:
         """Return the archive and offset of an image, for error messages."""
