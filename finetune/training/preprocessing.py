@@ -1,7 +1,6 @@
 """Preprocessing of the weights that a classifier starts from."""
 
 from finetune.config import NetworkConfig
-from mae_et.checkpoints.layouts.timm_config import timm_preprocessing
 from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.source import Source, recognise
 
@@ -17,11 +16,11 @@ def preprocessing_of_start(config: NetworkConfig) -> Preprocessing | None:
 
 
 def _recorded_for_backbone(source: Source) -> Preprocessing | None:
-    """Return the preprocessing in a classifier's run folder, or in our own or timm's files."""
+    """Return the preprocessing of a classifier's run, in our own files, or beside others."""
     path = source.path
     if source.kind == "classifier":
         return source.preprocessing()
     from mae_et.checkpoints.weight_files import PREPROCESSING_KEY, read_weight_file
 
     text = read_weight_file(path).get(PREPROCESSING_KEY) if path.is_file() else None
-    return timm_preprocessing(path) if text is None else Preprocessing.from_json(text, path)
+    return source.preprocessing_beside() if text is None else Preprocessing.from_json(text, path)

@@ -56,8 +56,8 @@ class Source:
     def preprocessing(self) -> Preprocessing | None:
         """Return the recorded preprocessing, or that which timm publishes for a name."""
         if self.is_named:
-            beside = timm_preprocessing(self.path) or read_preprocessor(folder_of(self.path))
-            return beside or Preprocessing.of_timm_model(self.architecture or str(self.path))
+            name = self.architecture or str(self.path)
+            return self.preprocessing_beside() or Preprocessing.of_timm_model(name)
         if self.kind == "transformers":
             return read_preprocessor(self.place)
         if self.kind == "classifier":
@@ -67,6 +67,10 @@ class Source:
         if config is not None:
             return Preprocessing.of_run(config.data, config.model.image_size)
         return self._weights().preprocessing
+
+    def preprocessing_beside(self) -> Preprocessing | None:
+        """Return that of timm's or transformers' configs beside the weights, of any network."""
+        return timm_preprocessing(self.path) or read_preprocessor(folder_of(self.path))
 
     def data(self) -> DataConfig | None:
         """Return the data of the run, or default data with the recorded statistics, if any."""

@@ -308,11 +308,13 @@ def test_a_named_architecture_keeps_the_statistics_of_a_folder_of_transformers(
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     about = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.5, 0.5], "size": 64}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(about))
-    (tmp_path / "model.safetensors").touch()
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    name = "vit_tiny_patch16_224"
     for path in (tmp_path, tmp_path / "model.safetensors"):
-        found = recognise(path, architecture="vit_tiny_patch16_224").preprocessing()
+        found = recognise(path, architecture=name).preprocessing()
         assert found is not None
-        assert found.mean == (0.1, 0.2, 0.3)
+        assert (found.mean, found.image_size) == ((0.1, 0.2, 0.3), 64)
+        assert preprocessing_of_start(NetworkConfig(backbone=name, checkpoint=path)) == found
 
 
 def test_a_backbone_s_run_hands_on_its_statistics(tmp_path: Path) -> None:
