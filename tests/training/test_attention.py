@@ -20,22 +20,24 @@ from mae_et.training.efficiency import attention
 from mae_et.training.efficiency.attention import fits, shorten_attention
 
 KERNELS = "mae_et.training.efficiency.short_attention"
-SHAPES = (
-    (10, 3, 64), (1, 1, 16), (37, 2, 32), (101, 1, 32), (50, 1, 64), (17, 1, 80), (197, 1, 32)
-)  # fmt: skip
+SHORT = (10, 3, 64), (1, 1, 16), (37, 2, 32), (17, 1, 80), (70, 1, 16)
+LONG = (50, 1, 64), (101, 1, 32), (197, 1, 32)
 """Tokens, heads, and numbers of a head: of ViTs at 96, 160 and 224 pixels, and odd ones."""
 
 
-def test_values_and_gradients_are_those_of_softmax() -> None:
+@pytest.mark.parametrize("shapes", [SHORT, pytest.param(LONG, marks=pytest.mark.slow)])
+def test_values_and_gradients_are_those_of_softmax(
+    shapes: tuple[tuple[int, int, int], ...],
+) -> None:
     """In Triton's interpreter."""
     pytest.importorskip("triton", minversion="3.8", reason="older interpreters need NumPy < 2.4")
-    assert all(fits(tokens, width) for tokens, _, width in SHAPES)
-    shapes = [",".join(map(str, shape)) for shape in SHAPES]
-    command = [sys.executable, interpreted_attention.__file__, *shapes]
+    assert all(fits(tokens, width) for tokens, _, width in shapes)
+    words = [",".join(map(str, shape)) for shape in shapes]
+    command = [sys.executable, interpreted_attention.__file__, *words]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     printed = subprocess.check_output(command, env=environment, text=True)
     rows = json.loads(printed.splitlines()[-1])
-    assert len(rows) == 2 * len(SHAPES)
+    assert len(rows) == 2 * len(shapes)
     for _, dtype, *errors in rows:
         assert max(errors) < {"torch.float32": 2e-6, "torch.float16": 1e-3}[dtype]
 
