@@ -110,16 +110,17 @@ class PeerLost(RunFailed):
 class Stopped(KeyboardInterrupt):
     """A signal that ended a command with nothing to save; exit status 128 + signal.
 
+    Args:
+        signal: number of the signal.
+        kept: what is left behind, and what the same command does next.
+
     Attributes:
         signal: number of the signal.
         step: None, because no step was taken.
     """
 
-    def __init__(self, signal: int):
-        super().__init__(
-            f"stopped by {Signals(signal).name}; there was nothing to save, and checkpoints saved "
-            "before are kept"
-        )
+    def __init__(self, signal: int, kept: str = "there was nothing to save"):
+        super().__init__(f"stopped by {Signals(signal).name}; {kept}")
         self.step, self.signal = None, signal
 
     def __reduce__(self) -> tuple[type, tuple[int]]:  # to cross from a process of a pool

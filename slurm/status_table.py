@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mae_et.errors import Stopped
 from mae_et.monitoring.figures import (
     PERCENTAGES,
     figure_name,
@@ -62,19 +61,11 @@ def _shown(value: float | None, form: str = "") -> str:
 
 
 def watch(folders: Sequence[Path], seconds: float) -> None:
-    """Print the table every `seconds`, until every run has ended.
-
-    Raises:
-        Stopped: the user interrupts; the sentence says that the runs continue.
-    """
-    try:
-        while True:
-            found = status(folders)
-            clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
-            print(f"{clear}{time.strftime('%H:%M:%S')}\n{table(found)}", flush=True)
-            if all(each.state in ENDED for each in found):
-                return
-            time.sleep(seconds)
-    except Stopped as stopped:
-        stopped.args = ("stopped watching; the runs continue",)
-        raise
+    """Print the table every `seconds`, until every run has ended."""
+    while True:
+        found = status(folders)
+        clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
+        print(f"{clear}{time.strftime('%H:%M:%S')}\n{table(found)}", flush=True)
+        if all(each.state in ENDED for each in found):
+            return
+        time.sleep(seconds)

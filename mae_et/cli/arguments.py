@@ -4,13 +4,11 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 
 from finetune.config import ClassifierConfig
-from finetune.feature_config import EmbedConfig, FeatureMapConfig
-from finetune.scoring_config import DynamicsConfig, EvaluateConfig, ProbeConfig
 from mae_et.cli.extension import (
     flags_of_branch,
     flags_of_extension,
@@ -19,96 +17,46 @@ from mae_et.cli.extension import (
 )
 from mae_et.cli.help import help_requested, help_text
 from mae_et.cli.inheritance import data_of_checkpoint, inherited_keys
-from mae_et.config.commands import (
-    CompareConfig,
-    ExportConfig,
-    NodeConfig,
-    PlanConfig,
-    PrepareConfig,
-    PreviewConfig,
-    ReconstructConfig,
-    ReportConfig,
-)
 from mae_et.config.data import DataConfig
 from mae_et.config.files import add_config_arguments, find_config, parse_config, plain
 from mae_et.config.key_checks import unknown_keys
 from mae_et.config.schema import PretrainConfig, RunConfig
 from mae_et.config.words import join_config_flags
 from mae_et.errors import UserError, require
-from mae_et.search.config import SearchConfig
+
+if TYPE_CHECKING:
+    from mae_et.cli.command import Command
 
 Arguments = list[str]
 
-# Config of each command that has one. None of their modules imports PyTorch, so that mistakes in
-# a command line are reported at once.
-CONFIGS: dict[str, type[Any]] = {
-    "pretrain": PretrainConfig,
-    "demo": PretrainConfig,
-    "plan": PlanConfig,
-    "preview": PreviewConfig,
-    "preview --features": FeatureMapConfig,
-    "finetune": ClassifierConfig,
-    "supervised": ClassifierConfig,
-    "evaluate": EvaluateConfig,
-    "knn": ProbeConfig,
-    "linear-probe": ProbeConfig,
-    "embed": EmbedConfig,
-    "dynamics": DynamicsConfig,
-    "reconstruct": ReconstructConfig,
-    "export": ExportConfig,
-    "prepare": PrepareConfig,
-    "compare": CompareConfig,
-    "report": ReportConfig,
-    "bench node": NodeConfig,
-    "search": SearchConfig,
-}
 
-# Commands on one checkpoint, whose path may be the first word: knn RUN.
-POSITIONAL = frozenset({
-    "knn", "linear-probe", "embed", "preview --features", "evaluate", "reconstruct", "export",
-    "finetune", "dynamics",
-})  # fmt: skip
-
-# Keys of a command's config that have an effect on another command only.
-OF_ANOTHER_COMMAND = {
-    "knn": {"epochs": "linear-probe"},
-    "linear-probe": {"neighbours": "knn", "temperature": "knn"},
-}
-
-# Commands whose run to resume may be the first word: pretrain RUN. Fine-tuning starts from it.
-RESUMABLE = frozenset({"pretrain", "supervised"})
-TRAININGS = RESUMABLE | {"finetune"}
-# Other commands whose run may be a branch.
-SHOWING = frozenset({"plan", "preview"})
-
-
-def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None = None) -> Any:
+def parse(command: "Command", arguments: Arguments, parser: ArgumentParser | None = None) -> Any:
     """Return the config that the arguments of a command describe.
 
     Fine-tuning without a dataset uses the checkpoint's, if the checkpoint names one.
     """
     parser = parser or parser_of(command)
-    kind = CONFIGS[command]
+    kind: Any = command.config
     if help_requested(arguments):
-        print(help_text(command, parser, kind, arguments), end="")
+        print(help_text(command, parser, arguments), end="")
         sys.exit(0)
-    for key, other in OF_ANOTHER_COMMAND.get(command, {}).items():
+    for key, other in command.keys_of_others.items():
         if any(re.match(rf"--{key}(=|$)", word) for word in arguments):
-            raise UserError(f"--{key} is a key of mae-et {other}, not of mae-et {command}")
-    if command in POSITIONAL and arguments and not arguments[0].startswith("-"):
+            raise UserError(f"--{key} is a key of mae-et {other}, not of mae-et {command.name}")
+    if command.first == "checkpoint" and arguments and not arguments[0].startswith("-"):
         arguments = [f"--checkpoint={arguments[0]}", *arguments[1:]]
     if kind is ClassifierConfig:
         # Every other command calls them --checkpoint and --checkpoint_key.
         pattern = r"^--(checkpoint(?:[_-]key)?)(?==|$)"
         arguments = [re.sub(pattern, r"--model.\1", word) for word in arguments]
-    if command in TRAININGS:
+    if command.trains:
         arguments = split_stop(arguments)[0]
-    if command in TRAININGS | SHOWING:
-        arguments = flags_of_branch(arguments, kind, writes=command in TRAININGS)
+    if command.branches:
+        arguments = flags_of_branch(arguments, kind, writes=command.trains)
     if issubclass(kind, PretrainConfig):
         arguments = [re.sub(r"^--init(?==|$)", "--init.weights", word) for word in arguments]
         arguments = flags_of_extension(arguments)
-    if command in RESUMABLE:
+    if command.first == "run":
         arguments = flags_of_resumed_run(arguments)
     try:
         config = parse_config(parser, kind, arguments)
@@ -122,17 +70,17 @@ def config_of(command: str, arguments: Arguments, parser: ArgumentParser | None 
         if "data.mean" not in inherited:
             raise
     else:
-        if issubclass(kind, RunConfig) and command not in TRAININGS | SHOWING:
-            refusal = f"{command} continues no run: branch_from must be null"
+        if issubclass(kind, RunConfig) and not command.branches:
+            refusal = f"{command.name} continues no run: branch_from must be null"
             require(config.continues is None, refusal)
-        inherited = inherited_keys(command, config)
+        inherited = inherited_keys(command.name, config)
     if inherited:
         parser.set_defaults(inherited)
         return parse_config(parser, kind, arguments)
     return config
 
 
-def _refuse_path(command: str, sentence: str) -> None:
+def _refuse_path(command: "Command", sentence: str) -> None:
     """Refuse a stray path, and name the place where the command expects one."""
     word = re.fullmatch(r"unrecognized arguments: ([^-\s]\S*)", sentence)
     path = Path(word[1]) if word else None
@@ -140,27 +88,28 @@ def _refuse_path(command: str, sentence: str) -> None:
         return
     is_config = path.suffix in {".yaml", ".yml"}
     where = "a config comes after --config" if is_config else "data come after --data.root"
-    if command in POSITIONAL:
-        where = f"the checkpoint comes first ({command} RUN ...), and {where}"
-    elif command in RESUMABLE and path.is_dir():
+    if command.first == "checkpoint":
+        where = f"the checkpoint comes first ({command.name} RUN ...), and {where}"
+    elif command.first == "run" and path.is_dir():
         where = f"{where}, and {path} is not a run folder"
     raise UserError(f"{sentence}; {where}")
 
 
-def _inherited_by_any_channels(command: str, arguments: Arguments) -> dict[str, Any]:
+def _inherited_by_any_channels(command: "Command", arguments: Arguments) -> dict[str, Any]:
     """Return the inherited keys, with default statistics that fit any number of channels."""
     parser = parser_of(command)
     parser.set_defaults({"data.mean": [0.5], "data.std": [0.5]})
     try:
-        return inherited_keys(command, parse_config(parser, CONFIGS[command], arguments))
+        kind: Any = command.config
+        return inherited_keys(command.name, parse_config(parser, kind, arguments))
     except UserError:
         return {}
 
 
-def config_over_data_of(command: str, arguments: Arguments) -> Any:
+def parse_over_data(command: "Command", arguments: Arguments) -> Any:
     """Return a config whose data keys override those that its checkpoint was trained with."""
     parser = parser_of(command)
-    config = config_of(command, arguments, parser)
+    config = parse(command, arguments, parser)
     own = None if config.data is None else data_of_checkpoint(config)
     if own is None:
         return config
@@ -168,56 +117,61 @@ def config_over_data_of(command: str, arguments: Arguments) -> Any:
         own = replace(own, name=None)
     # Again, because only the parser knows which keys were given.
     parser.set_defaults({"data": plain(own)})
-    config = config_of(command, arguments, parser)
+    config = parse(command, arguments, parser)
     data: DataConfig = config.data or own
     if data.source != own.source and data.root == own.root:
         data = replace(data, root=None)  # the root of the run's dataset, not of the requested one
     return replace(config, data=data)
 
 
-def parser_of(command: str) -> ArgumentParser:
+def parser_of(command: "Command") -> ArgumentParser:
     """Return a parser whose arguments are the keys of a command's config."""
-    kind = CONFIGS[command]
+    kind: Any = command.config
+    name = command.name
     description = (kind.__doc__ or "").strip()
     if kind is ClassifierConfig:
         description += " --checkpoint PATH is short for --model.checkpoint PATH."
     if issubclass(kind, PretrainConfig):
         description += " --init PATH is short for --init.weights PATH."
-    if command in RESUMABLE:
-        description += f" mae-et {command} RUN resumes the run in a folder."
-    if command in TRAININGS:
-        description += f" mae-et {command} --branch-from RUN --output.dir NEW continues a run with "
+    if command.first == "run":
+        description += f" mae-et {name} RUN resumes the run in a folder."
+    if command.trains:
+        description += f" mae-et {name} --branch-from RUN --output.dir NEW continues a run with "
         description += "other values of optim, curriculum.epochs or seed."
         description += " --stop-after-step N saves and stops after N steps of the whole schedule."
-    if command == "pretrain":
+    if name == "pretrain":
         description += " mae-et pretrain RUN --extend-to EPOCHS continues it in a new folder."
-    if command in POSITIONAL:
-        description += f" mae-et {command} PATH is short for --checkpoint PATH."
-    if kind is ProbeConfig:
-        description += f" mae-et {command} RUN1 RUN2 ... scores several runs."
-    parser = ArgumentParser(prog=f"mae-et {command}", exit_on_error=False, description=description)
+    if command.first == "checkpoint":
+        description += f" mae-et {name} PATH is short for --checkpoint PATH."
+    if command.repeat is not None:
+        description += f" mae-et {name} RUN1 RUN2 ... scores several runs."
+    parser = ArgumentParser(prog=f"mae-et {name}", exit_on_error=False, description=description)
     add_config_arguments(
         parser,
         kind,
-        paths="runs" if kind in (CompareConfig, ReportConfig) else None,
-        skip=OF_ANOTHER_COMMAND.get(command, ()),
+        paths="runs" if command.first == "runs" else None,
+        skip=command.keys_of_others,
     )
     return parser
 
 
-def _refuse_config_of_another_command(command: str, arguments: Arguments) -> None:
+def _refuse_config_of_another_command(command: "Command", arguments: Arguments) -> None:
     """Report a `--config` file that belongs to another command, if that is the mistake."""
+    from mae_et.cli.commands import COMMANDS, SUBCOMMANDS  # which import this module
+
+    rows = sorted((*COMMANDS.values(), *SUBCOMMANDS.values()), key=lambda other: not other.trains)
+    own: Any = command.config
     for word in join_config_flags(arguments):
         if not word.startswith("--config="):
             continue
         try:
             path = find_config(word.removeprefix("--config="))
             text = path.read_text(encoding="utf-8")
-            if not unknown_keys(text, CONFIGS[command]):
+            if not unknown_keys(text, own):
                 continue
-            others = [other for other, kind in CONFIGS.items() if not unknown_keys(text, kind)]
+            others = [row.name for row in rows if row.config and not unknown_keys(text, row.config)]
         except Exception:  # the error that is being handled reports a missing or damaged file
             return
         if others:
             other = path.parent.name if path.parent.name in others else others[0]
-            raise UserError(f"{path} is a config of mae-et {other}, not of mae-et {command}")
+            raise UserError(f"{path} is a config of mae-et {other}, not of mae-et {command.name}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from mae_et.cli.arguments import Arguments, config_of
+from mae_et.cli.arguments import Arguments
 from mae_et.cli.output import print_json, split_json_flag
 from mae_et.cli.planning import count_images
 from mae_et.config.commands import NodeConfig
@@ -24,9 +24,6 @@ def bench(arguments: Arguments) -> None:
     """Measure speeds: node, step, launches, loader, crop, quality, run."""
     from mae_et.benchmarks.command import BENCHMARKS
 
-    if arguments[:1] == ["node"]:
-        bench_node(arguments[1:])
-        return
     if arguments[:1] in (["-h"], ["--help"]):
         starts = {"node": bench_node} | {name: start for name, (_, start) in BENCHMARKS.items()}
         for name, start in starts.items():
@@ -50,9 +47,8 @@ def bench(arguments: Arguments) -> None:
         print_json(results)
 
 
-def bench_node(arguments: Arguments) -> None:
+def bench_node(config: NodeConfig) -> None:
     """Measure this machine for a pre-training recipe: its speeds, its hours, what limits it."""
-    config: NodeConfig = config_of("bench node", arguments)
     from mae_et.benchmarks.node import bench_node
     from mae_et.benchmarks.node_tables import node_tables
     from mae_et.benchmarks.node_training import checkpoint_folder

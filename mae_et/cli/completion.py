@@ -8,8 +8,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from mae_et.cli.arguments import CONFIGS, Arguments, parser_of
+from mae_et.cli.arguments import Arguments, parser_of
 from mae_et.cli.bench import NAMES
+from mae_et.cli.command import Command
 from mae_et.cli.help import help_requested
 from mae_et.errors import UserError
 from slurm.command import BENCH, KINDS
@@ -20,7 +21,7 @@ def completion(arguments: Arguments) -> None:
     """Print a completion script for bash or zsh."""
     import shtab
 
-    from mae_et.cli.commands import COMMANDS
+    from mae_et.cli.commands import COMMANDS, SUBCOMMANDS  # which import this module
 
     shells = ("bash", "zsh")
     if help_requested(arguments):
@@ -28,24 +29,26 @@ def completion(arguments: Arguments) -> None:
         sys.exit(0)
     if len(arguments) != 1 or arguments[0] not in shells:
         raise UserError(f"completion needs one of {', '.join(shells)}, got {' '.join(arguments)!r}")
-    about = {name: (run.__doc__ or name).splitlines()[0] for name, run in COMMANDS.items()}
-    print(shtab.complete(_parser(about), shell=arguments[0]))
+    print(shtab.complete(_parser(COMMANDS, SUBCOMMANDS), shell=arguments[0]))
 
 
-def _parser(commands: Mapping[str, str]) -> argparse.ArgumentParser:
+def _parser(
+    commands: Mapping[str, Command], subcommands: Mapping[str, Command]
+) -> argparse.ArgumentParser:
     """Return a parser of every command and its keys, with the standard actions that shtab reads."""
     parser = argparse.ArgumentParser(prog="mae-et")
     parsers = parser.add_subparsers()
-    for name, about in commands.items():
-        one = _add_command(parsers, name, about, name)
+    for name, command in commands.items():
+        one = _add_command(parsers, name, command.about, command)
         if name == "bench":
             benchmarks = one.add_subparsers()
             for kind in NAMES:
-                _add_command(benchmarks, kind, kind, f"bench {kind}")
+                _add_command(benchmarks, kind, kind, subcommands.get(f"bench {kind}"))
         elif name == "submit":
             kinds = one.add_subparsers()
             for kind in KINDS:
-                job = _add_command(kinds, kind, kind, "bench node" if kind == BENCH else kind)
+                row = subcommands["bench node"] if kind == BENCH else commands[kind]
+                job = _add_command(kinds, kind, kind, row)
                 if kind == BENCH:
                     job.add_argument("name", choices=["node"])
                 else:
@@ -61,10 +64,12 @@ def _parser(commands: Mapping[str, str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_command(parsers: Any, name: str, about: str, config: str) -> argparse.ArgumentParser:
-    """Add a command with the keys of a config of `CONFIGS`, if there is one."""
+def _add_command(
+    parsers: Any, name: str, about: str, command: Command | None
+) -> argparse.ArgumentParser:
+    """Add a command with the keys of its config, if it has one."""
     one: argparse.ArgumentParser = parsers.add_parser(name, help=about)  # else shtab skips it
-    for action in parser_of(config)._actions if config in CONFIGS else []:
+    for action in parser_of(command)._actions if command and command.config else []:
         shown = action.dest.rpartition(".")[2] not in {"help", "print_config"}
         if action.option_strings and shown:
             kind = Path if action.dest == "config" else getattr(action, "_typehint", None)

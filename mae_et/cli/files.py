@@ -8,9 +8,10 @@ from typing import Any
 import finetune
 from finetune.feature_config import EmbedConfig, FeatureMapConfig
 from finetune.run_folder import read_classifier_config
-from mae_et.cli.arguments import Arguments, config_of, config_over_data_of
-from mae_et.cli.output import prints_results
+from mae_et.cli.arguments import Arguments, parse
+from mae_et.cli.command import Command
 from mae_et.config.commands import (
+    CompareConfig,
     ExportConfig,
     PrepareConfig,
     PreviewConfig,
@@ -21,33 +22,31 @@ from mae_et.config.words import expand_path
 from mae_et.errors import UserError
 
 
-def _preview_config(name: str, arguments: Arguments) -> PreviewConfig | FeatureMapConfig:
-    """Parse `preview RUN`, or `preview --features CHECKPOINT`."""
-    first, equals, checkpoint = (arguments or [""])[0].partition("=")
-    if first == "--features":
-        words = [checkpoint, *arguments[1:]] if equals else arguments[1:]
-        return config_over_data_of("preview --features", words)
-    if first and not first.startswith("-"):  # the folder of a run
+def preview_config(command: Command, arguments: Arguments) -> PreviewConfig:
+    """Parse `preview RUN`, of the run in a folder."""
+    if arguments and not arguments[0].startswith("-"):
         recorded = expand_path(Path(arguments[0]), "run") / "config.yaml"
         if not recorded.is_file():
             raise UserError(f"{recorded.parent} is not a run folder")
         arguments = [f"--config={recorded}", *arguments[1:]]
-    return config_of(name, arguments)
+    config: PreviewConfig = parse(command, arguments)
+    return config
 
 
-@prints_results("preview", _preview_config)
-def preview(config: PreviewConfig | FeatureMapConfig) -> dict[str, Any]:
+def preview(config: PreviewConfig) -> dict[str, Any]:
     """Draw images as each stage shows them, or features, as a PNG."""
-    if isinstance(config, FeatureMapConfig):
-        from finetune.embedding.maps import draw_feature_maps
-
-        return {"image": str(draw_feature_maps(config))}
     from mae_et.training.preview import preview
 
     return {"image": str(preview(config, config.save))}
 
 
-@prints_results("reconstruct")
+def preview_features(config: FeatureMapConfig) -> dict[str, Any]:
+    """Draw the features of an encoder as a PNG."""
+    from finetune.embedding.maps import draw_feature_maps
+
+    return {"image": str(draw_feature_maps(config))}
+
+
 def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
     """Draw images masked, reconstructed and pasted, as a PNG."""
     from mae_et.reconstruction import reconstruct
@@ -55,13 +54,11 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
     return {"image": str(reconstruct(config))}
 
 
-@prints_results("embed", config_over_data_of)
 def embed(config: EmbedConfig) -> dict[str, Any]:
     """Write the features of images as .npy, .parquet or .safetensors."""
     return finetune.embed(config)
 
 
-@prints_results("export")
 def export(config: ExportConfig) -> dict[str, Any]:
     """Write a checkpoint in the layout of timm, Hugging Face or MAE."""
     from finetune.training.backbone_export import export_backbone
@@ -77,7 +74,6 @@ def export(config: ExportConfig) -> dict[str, Any]:
     return {"format": config.format, "output": str(path)}
 
 
-@prints_results("prepare")
 def prepare(config: PrepareConfig) -> dict[str, Any]:
     """Write a dataset as shards at several sizes (--data.name shards)."""
     from mae_et.data.prepare import prepare
@@ -85,9 +81,8 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     return prepare(config)
 
 
-def compare(arguments: Arguments) -> None:
+def compare(config: CompareConfig) -> None:
     """Print the results of several runs as one table."""
-    config = config_of("compare", arguments)
     from mae_et.monitoring.compare import compare
     from slurm.run_status import unfinished
 
@@ -95,7 +90,6 @@ def compare(arguments: Arguments) -> None:
     print(compare(config, width, unfinished(config.runs)), flush=True)
 
 
-@prints_results("report")
 def report(config: ReportConfig) -> dict[str, Any]:
     """Write an HTML page about runs, which opens offline."""
     from mae_et.monitoring.report import report

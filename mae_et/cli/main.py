@@ -18,8 +18,7 @@ from signal import SIGPIPE
 from typing import Any
 
 from mae_et.cli.arguments import Arguments
-from mae_et.cli.commands import COMMANDS, DISTRIBUTED
-from mae_et.config.suggestions import suggest
+from mae_et.cli.commands import COMMANDS, find
 from mae_et.errors import Interrupted, RunFailed, Stopped, UserError, one_line
 from mae_et.runtime.console import say
 from mae_et.runtime.signals import stop_signals
@@ -74,20 +73,18 @@ def run(given: Arguments) -> int:
     if not given or given[0] in {"-h", "--help"}:
         print(usage())
         return 0 if given else 2
-    name, rest = given[0], given[1:]
-    if name not in COMMANDS:
-        meant = suggest(name, COMMANDS) or f"; commands: {', '.join(COMMANDS)}"
-        raise UserError(f"there is no command {name!r}{meant}")
+    command, rest = find(given)
+    name = command.name
     try:
         Path.cwd()
     except FileNotFoundError:
         raise UserError("the current folder was deleted or replaced: cd into it again") from None
     ranks = os.environ.get("WORLD_SIZE", "1")
     # Some containers set WORLD_SIZE only.
-    if ranks not in {"", "1"} and "RANK" in os.environ and name not in DISTRIBUTED:
+    if ranks not in {"", "1"} and "RANK" in os.environ and not command.distributed:
         raise UserError(f"{name} runs in one process, and WORLD_SIZE is {ranks}: start it alone")
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if tasks != "1" and "RANK" not in os.environ and name in DISTRIBUTED:
+    if tasks != "1" and "RANK" not in os.environ and command.distributed:
         say(
             f"warning: srun started {tasks} tasks, which do not know of each other: use mae-et "
             "submit, or torchrun in one task a node"
@@ -95,18 +92,18 @@ def run(given: Arguments) -> int:
     if sys.platform == "linux":
         # Python 3.14's default, forkserver, would import PyTorch in each loader process.
         multiprocessing.set_start_method("fork", force=True)
-    with explain_system_errors():
-        COMMANDS[name](rest)
+    try:
+        with explain_system_errors():
+            command(rest)
+    except Stopped as stopped:
+        raise Stopped(stopped.signal, command.stopped) from None
     return 0
 
 
 def usage() -> str:
     """Return the list of commands."""
     width = max(map(len, COMMANDS)) + 2
-    lines = [
-        f"  {name:<{width}}{(command.__doc__ or '').splitlines()[0]}"
-        for name, command in COMMANDS.items()
-    ]
+    lines = [f"  {name:<{width}}{command.about}" for name, command in COMMANDS.items()]
     head = "usage: mae-et COMMAND [--config FILE_OR_NAME ...] [--key value ...]"
     tail = (
         "mae-et COMMAND --help lists a command's common keys, --help all every key.\n"

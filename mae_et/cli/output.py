@@ -2,11 +2,9 @@
 
 import json
 import sys
-from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
-from mae_et.cli.arguments import Arguments, config_of
+from mae_et.cli.arguments import Arguments
 from mae_et.config.schema import OutputConfig
 from mae_et.monitoring.figures import results_table
 from mae_et.monitoring.run_record import RunRecord
@@ -29,24 +27,12 @@ def split_json_flag(arguments: Arguments) -> tuple[Arguments, bool]:
     return kept, "--json" in arguments or not sys.stdout.isatty()
 
 
-def prints_results(
-    name: str, parse: Callable[[str, Arguments], Any] = config_of
-) -> Callable[[Callable[[Any], dict[str, Any]]], Callable[[Arguments], None]]:
-    """Turn a function of a config into a command that parses, runs and prints; adds `--json`."""
-
-    def decorate(run: Callable[[Any], dict[str, Any]]) -> Callable[[Arguments], None]:
-        @wraps(run)
-        def command(arguments: Arguments) -> None:
-            arguments, as_json = split_json_flag(arguments)
-            results = run(parse(name, arguments))
-            if as_json:
-                print_json(results)
-            elif is_main():
-                print(results_table(results), flush=True)
-
-        return command
-
-    return decorate
+def print_results(results: dict[str, Any], as_json: bool) -> None:
+    """Print results as JSON or as a table, from rank 0 only."""
+    if as_json:
+        print_json(results)
+    elif is_main():
+        print(results_table(results), flush=True)
 
 
 def results_of(output: OutputConfig) -> dict[str, Any]:

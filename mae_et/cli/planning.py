@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import finetune
-from mae_et.cli.arguments import Arguments, config_of
-from mae_et.cli.output import print_json, prints_results
+from mae_et.cli.arguments import Arguments, parse
+from mae_et.cli.command import Command
+from mae_et.cli.output import print_json
 from mae_et.cli.slurm_jobs import command_line
 from mae_et.config.commands import PlanConfig
 from mae_et.config.schema import PretrainConfig
@@ -19,9 +20,8 @@ from mae_et.search.config import SearchConfig
 IMAGENET_1K = 1_281_167
 
 
-def plan(arguments: Arguments) -> None:
+def plan(config: PlanConfig) -> None:
     """Print a curriculum's stages, steps, images, FLOPs and cost."""
-    config: PlanConfig = config_of("plan", arguments)
     from mae_et.curriculum.speeds import throughput_from_options
     from mae_et.curriculum.table import COMPUTE_UNITS, plan_table, summarise
     from mae_et.curriculum.throughput import throughput_table
@@ -49,9 +49,9 @@ def count_images(config: PretrainConfig) -> int:
     return len(open_dataset(config.data, "train", config.model.channels))
 
 
-def _search_config(name: str, arguments: Arguments) -> SearchConfig:
+def search_config(command: Command, arguments: Arguments) -> SearchConfig:
     """Parse the keys of a search, whose objective may be code only if the command line names it."""
-    config: SearchConfig = config_of(name, arguments)
+    config: SearchConfig = parse(command, arguments)
     objective = config.search.objective
     if ":" in objective and not any(word.startswith("--search.objective") for word in arguments):
         raise UserError(
@@ -61,7 +61,6 @@ def _search_config(name: str, arguments: Arguments) -> SearchConfig:
     return config
 
 
-@prints_results("search", _search_config)
 def search(config: SearchConfig) -> dict[str, Any]:
     """Search a curriculum for a dataset and a model; resumes."""
     options, objective = config.search, _objective(config)

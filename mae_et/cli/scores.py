@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from functools import wraps
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -10,63 +9,51 @@ from typing import Any
 import finetune
 from finetune.scoring_config import DynamicsConfig, EvaluateConfig, ProbeConfig, notify_scoring
 from mae_et.checkpoints.run_config import config_of_run
-from mae_et.cli.arguments import Arguments, config_over_data_of
-from mae_et.cli.output import prints_results
+from mae_et.cli.arguments import Arguments
 from mae_et.errors import listed, require
 from mae_et.runtime.console import say
 
 
-def _for_each_run(command: Callable[[Arguments], None]) -> Callable[[Arguments], None]:
-    """Let a command on the run that is its first word take several: knn RUN1 RUN2 --key value."""
-
-    @wraps(command)
-    def repeated(arguments: Arguments) -> None:
-        paths = list(takewhile(lambda word: not word.startswith("-"), arguments))
-        runs = [path for path in paths if Path(path, "config.yaml").is_file()]
-        if len(runs) < 2:
-            command(arguments)  # which says where a second path belongs
-            return
-        rest = arguments[len(paths) :]
-        require(
-            not any(re.match(r"--output(=|$)", word) for word in rest),
-            "output is for one run: each of several keeps its scores in its own folder",
-        )
-        if others := [path for path in paths if path not in runs]:
-            say(f"not scored, as they hold no run: {listed(others)}")
-        for place, run in enumerate(runs):
-            try:
-                command([run, *rest])
-            except Exception:
-                if runs[place + 1 :]:
-                    say(f"not scored: {listed(runs[place + 1 :])}")
-                raise
-
-    return repeated
+def for_each_run(start: Callable[[Arguments], None], arguments: Arguments) -> None:
+    """Start a command on the run that is its first word for several: knn RUN1 RUN2 --key value."""
+    paths = list(takewhile(lambda word: not word.startswith("-"), arguments))
+    runs = [path for path in paths if Path(path, "config.yaml").is_file()]
+    if len(runs) < 2:
+        start(arguments)  # which says where a second path belongs
+        return
+    rest = arguments[len(paths) :]
+    require(
+        not any(re.match(r"--output(=|$)", word) for word in rest),
+        "output is for one run: each of several keeps its scores in its own folder",
+    )
+    if others := [path for path in paths if path not in runs]:
+        say(f"not scored, as they hold no run: {listed(others)}")
+    for place, run in enumerate(runs):
+        try:
+            start([run, *rest])
+        except Exception:
+            if runs[place + 1 :]:
+                say(f"not scored: {listed(runs[place + 1 :])}")
+            raise
 
 
-@_for_each_run
-@prints_results("knn", config_over_data_of)
 def knn(config: ProbeConfig) -> dict[str, Any]:
     """Score an encoder by weighted k-nearest neighbours."""
     _notify_early(config)
     return finetune.knn(config)
 
 
-@_for_each_run
-@prints_results("linear-probe", config_over_data_of)
 def linear_probe(config: ProbeConfig) -> dict[str, Any]:
     """Score an encoder by a linear classifier on its frozen features."""
     _notify_early(config)
     return finetune.linear_probe(config)
 
 
-@prints_results("evaluate", config_over_data_of)
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Score a classifier: top-1, top-5, loss, confusion table."""
     return finetune.evaluate(config)
 
 
-@prints_results("dynamics", config_over_data_of)
 def dynamics(config: DynamicsConfig) -> dict[str, Any]:
     """Score a run's kept checkpoints on low-pass filtered images."""
     return finetune.dynamics(config)

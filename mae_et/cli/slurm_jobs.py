@@ -1,9 +1,6 @@
 """Commands for SLURM: submit jobs, report the status of runs."""
 
-from typing import Any
-
-from mae_et.cli.arguments import Arguments, config_of
-from mae_et.errors import UserError
+from mae_et.cli.arguments import Arguments
 from slurm.command import CommandLine
 
 
@@ -23,15 +20,7 @@ def status(arguments: Arguments) -> None:
 
 def command_line() -> CommandLine:
     """Return the functions with which `slurm` parses and runs commands without importing them."""
-    from mae_et.cli.main import run  # which imports this module
+    from mae_et.cli.commands import config_of  # which imports this module
+    from mae_et.cli.main import run
 
-    return CommandLine(_config_of, run)
-
-
-def _config_of(kind: str, arguments: Arguments) -> Any:
-    """Return the config of a command; for bench, only `bench node` is supported."""
-    if kind != "bench":
-        return config_of(kind, arguments)
-    if arguments[:1] != ["node"]:
-        raise UserError("only the benchmark node can be submitted: mae-et submit bench node ...")
-    return config_of("bench node", arguments[1:])
+    return CommandLine(config_of, run)

@@ -7,9 +7,10 @@ from typing import Any
 import finetune as downstream
 from finetune.datasets import open_splits
 from finetune.run_folder import check_training_data
-from mae_et.cli.arguments import Arguments, config_of
+from mae_et.cli.arguments import Arguments, parse
+from mae_et.cli.command import Command
 from mae_et.cli.extension import split_stop
-from mae_et.cli.output import prints_results, results_of
+from mae_et.cli.output import results_of
 from mae_et.config.schema import PretrainConfig
 from mae_et.data.datasets import ImageDataset, open_dataset
 from mae_et.errors import UserError
@@ -17,9 +18,9 @@ from mae_et.runtime.console import is_main, say
 from mae_et.training.opening import open_early, open_training_images, say_command, say_facts
 
 
-def _demo_config(name: str, arguments: Arguments) -> PretrainConfig:
+def demo_config(command: Command, arguments: Arguments) -> PretrainConfig:
     """Parse the demo's keys; on other data than the embedded, it has another run folder."""
-    config: PretrainConfig = config_of(name, ["--config=demo", *arguments])
+    config: PretrainConfig = parse(command, ["--config=demo", *arguments])
     data, output = config.data, config.output
     if output.dir != Path("runs/demo") or data.source == "synthetic":
         return config
@@ -27,7 +28,6 @@ def _demo_config(name: str, arguments: Arguments) -> PretrainConfig:
     return replace(config, output=replace(output, dir=Path(f"runs/demo-{name}")))
 
 
-@prints_results("demo", _demo_config)
 def demo(config: PretrainConfig) -> dict[str, Any]:
     """Pre-train, probe and reconstruct a small model: minutes on a CPU."""
     from mae_et.pretraining import Pretraining
@@ -62,11 +62,11 @@ def _open_demo_images(config: PretrainConfig) -> tuple[PretrainConfig, ImageData
     return config, open_training_images(config, source)
 
 
-def _config_and_stop(name: str, arguments: Arguments) -> tuple[Any, int | None]:
-    return config_of(name, arguments), split_stop(arguments)[1]
+def config_and_stop(command: Command, arguments: Arguments) -> tuple[Any, int | None]:
+    """Parse a training's config, and after which step it stops."""
+    return parse(command, arguments), split_stop(arguments)[1]
 
 
-@prints_results("pretrain", _config_and_stop)
 def pretrain(given: tuple[PretrainConfig, int | None]) -> dict[str, Any]:
     """Pre-train a masked autoencoder; resumes from its run folder."""
     config, stop = given
@@ -76,14 +76,12 @@ def pretrain(given: tuple[PretrainConfig, int | None]) -> dict[str, Any]:
     return _train(Pretraining(config, source), stop)
 
 
-@prints_results("finetune", _config_and_stop)
 def finetune(given: tuple[downstream.ClassifierConfig, int | None]) -> dict[str, Any]:
     """Fine-tune or probe a checkpoint on labelled images."""
     check_training_data(given[0])
     return _classify("finetune", *given)
 
 
-@prints_results("supervised", _config_and_stop)
 def supervised(given: tuple[downstream.ClassifierConfig, int | None]) -> dict[str, Any]:
     """Train a timm model from scratch, with or without a curriculum."""
     return _classify("supervised", *given)

@@ -17,7 +17,7 @@ from tiny_run import GOLDEN, config_in
 from mae_et import MaskedAutoencoder, UserError, export, load_pretrained, pretrain
 from mae_et.checkpoints import formats
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
-from mae_et.cli.arguments import config_of
+from mae_et.cli.commands import config_of
 from mae_et.config.files import to_yaml
 from mae_et.config.init import InitConfig
 from mae_et.config.schema import PretrainConfig

@@ -22,7 +22,8 @@ from mae_et.checkpoints.preprocessing import Preprocessing, report_preprocessing
 from mae_et.checkpoints.source import recognise
 from mae_et.checkpoints.store import list_checkpoints
 from mae_et.checkpoints.writers.tensor_files import export_encoder
-from mae_et.cli.arguments import config_of, config_over_data_of
+from mae_et.cli.arguments import parse_over_data
+from mae_et.cli.commands import COMMANDS, config_of
 from mae_et.cli.main import main
 from mae_et.config.data import DataConfig
 from mae_et.config.files import to_yaml
@@ -262,7 +263,7 @@ def test_the_share_of_a_centre_crop_is_read_or_timm_s_default() -> None:
 
 def test_a_folder_takes_the_place_of_a_run_s_synthetic_images(tiny, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(to_yaml(tiny("--data.name=synthetic")))
-    config = config_over_data_of("knn", [str(tmp_path), f"--data.root={tmp_path}"])
+    config = parse_over_data(COMMANDS["knn"], [str(tmp_path), f"--data.root={tmp_path}"])
     assert (config.data.source, config.data.root) == ("folder", tmp_path)
 
 
@@ -280,10 +281,10 @@ def test_a_named_architecture_brings_what_timm_publishes(command: str, tmp_path,
     name = "vit_base_patch16_clip_224.openai"
     words = [f"--checkpoint={tmp_path / 'clip.pth'}", f"--architecture={name}"]
     words.append("--data.name=synthetic")
-    config = config_over_data_of(command, words)
+    config = parse_over_data(COMMANDS[command], words)
     assert config.data.mean == timm.get_pretrained_cfg(name).mean
     assert f"images as timm records for {name}" in capsys.readouterr().err
-    config = config_over_data_of(command, [*words, "--data.mean=[0.1,0.1,0.1]"])
+    config = parse_over_data(COMMANDS[command], [*words, "--data.mean=[0.1,0.1,0.1]"])
     assert config.data.mean == (0.1, 0.1, 0.1)
 
 

@@ -12,7 +12,7 @@ from mae_et import UserError, load_pretrained
 from mae_et.checkpoints.formats import load_weights, weights_of_payload
 from mae_et.checkpoints.state_dicts import describe_mismatch, find_state_dict, largest_state_dict
 from mae_et.checkpoints.weight_files import read_weight_file
-from mae_et.cli.arguments import config_of
+from mae_et.cli.commands import config_of
 
 
 def test_differences_from_a_network_are_listed() -> None:

@@ -18,7 +18,9 @@ from torchvision.io import read_image
 from user_errors import error_of
 
 from mae_et import load_config, load_pretrained
-from mae_et.cli.main import COMMANDS, main
+from mae_et.cli.command import Command
+from mae_et.cli.commands import COMMANDS
+from mae_et.cli.main import main
 from mae_et.config.files import find_config, shipped_configs
 from mae_et.config.schema import PretrainConfig
 from mae_et.data.sources.synthetic import render
@@ -51,7 +53,7 @@ def test_system_errors_are_one_sentence_in_every_command(
         raise failure
 
     for name in COMMANDS:
-        monkeypatch.setitem(COMMANDS, name, fails)
+        monkeypatch.setitem(COMMANDS, name, Command(name, fails))
         assert main([name]) == 1
         error = capsys.readouterr().err
         assert error.startswith(f"mae-et: {sentence}")
@@ -89,7 +91,7 @@ def test_a_broken_pipe_that_is_not_stdout_s_is_reported(monkeypatch, capsys) -> 
     def fails(_: list[str]) -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setitem(COMMANDS, "plan", fails)
+    monkeypatch.setitem(COMMANDS, "plan", Command("plan", fails))
     assert main(["plan"]) == 1
     assert capsys.readouterr().err == "mae-et: Broken pipe\n"
 
@@ -101,7 +103,7 @@ def test_a_system_error_in_a_loader_process_is_one_sentence(monkeypatch, capsys)
             "last):\n  line 1\nOSError: [Errno 5] Input/output error\n"
         )
 
-    monkeypatch.setitem(COMMANDS, "plan", fails)
+    monkeypatch.setitem(COMMANDS, "plan", Command("plan", fails))
     assert main(["plan"]) == 1
     assert capsys.readouterr().err == "mae-et: Input/output error\n"
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mae_et.cli.arguments import CONFIGS, parser_of
+from mae_et.cli.arguments import parser_of
 from mae_et.cli.bench import NAMES
+from mae_et.cli.commands import COMMANDS
 from mae_et.cli.main import main
 from mae_et.config.keys import marked_keys
 
@@ -22,10 +23,12 @@ def shown_keys(capsys, *words: str) -> list[str]:
 @pytest.mark.parametrize("command", ["pretrain", "finetune", "search"])
 def test_help_describes_the_common_keys_and_help_all_every_key(command: str, capsys) -> None:
     common = shown_keys(capsys, command, "--help")
-    assert set(common) == {"config", *marked_keys(CONFIGS[command], "common")}
+    assert set(common) == {"config", *marked_keys(COMMANDS[command].config, "common")}
     assert len(common) <= 26
     every = shown_keys(capsys, command, "--help", "all")
-    keys = {action.dest for action in parser_of(command)._actions if action.option_strings}
+    keys = {
+        action.dest for action in parser_of(COMMANDS[command])._actions if action.option_strings
+    }
     assert set(common) < set(every)
     assert keys - {"help"} == set(every)
 

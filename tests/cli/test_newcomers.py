@@ -16,7 +16,7 @@ from finetune import ProbeConfig
 from finetune.probing.features import extract_dataset_features
 from finetune.probing.frozen_encoder import frozen_encoder_of_model
 from mae_et import MaskedAutoencoder, UserError, pretrain
-from mae_et.cli.arguments import config_of
+from mae_et.cli.commands import config_of
 from mae_et.cli.main import main
 from mae_et.config.data import DataConfig
 from mae_et.config.files import to_yaml

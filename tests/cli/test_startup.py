@@ -72,7 +72,7 @@ def test_commands_and_exports_that_compute_nothing_import_no_pytorch(
         "__import__('mae_et.training.opening').training.opening, __import__('mae_et')) and None"
     )
     exports.append(
-        "__import__('mae_et.cli.arguments', fromlist='_').config_of('finetune', ['run']) and None"
+        "__import__('mae_et.cli.commands', fromlist='_').config_of('finetune', ['run']) and None"
     )
     expected = [(line, None, []) for line in exports]
     expected += [(f"main({words.split()})", status, []) for words, status in COMMANDS]

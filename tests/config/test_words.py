@@ -10,7 +10,7 @@ from mae_et.benchmarks.step import StepConfig
 
 from finetune import ClassifierConfig, ProbeConfig
 from mae_et import PretrainConfig, UserError, load_config
-from mae_et.cli.arguments import config_of
+from mae_et.cli.commands import config_of
 from mae_et.cli.main import main
 from mae_et.config.commands import ExportConfig
 from mae_et.config.files import find_config

@@ -23,7 +23,7 @@ from finetune.training.model import build_classifier
 from finetune.training.results import PeriodicEvaluation
 from mae_et import Interrupted, UserError, load_config
 from mae_et.checkpoints.store import list_checkpoints, newest_checkpoint
-from mae_et.cli.arguments import config_of
+from mae_et.cli.commands import config_of
 from mae_et.cli.main import main
 from mae_et.config.commands import PrepareConfig
 from mae_et.config.data import DataConfig

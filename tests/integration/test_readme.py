@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 import mae_et
 from mae_et.checkpoints.writers.tensor_files import export_encoder
-from mae_et.cli.arguments import CONFIGS, config_of
-from mae_et.cli.main import COMMANDS, main
+from mae_et.cli.arguments import parse
+from mae_et.cli.commands import COMMANDS, find
+from mae_et.cli.main import main
 from mae_et.config.files import find_config, load_config
 from mae_et.config.model import ModelConfig
 from mae_et.config.schema import PretrainConfig
@@ -64,16 +65,14 @@ def test_command_exists_and_its_flags_parse(
         assert main(words) == 2
         assert "there is no run folder" in capsys.readouterr().err
         return
-    command, flags = words[0], words[1:]
-    if flags[:1] == ["--features"]:
-        command, flags = "preview --features", flags[1:]
-    elif command == "preview":  # the run does not exist here
+    command, flags = find(words)
+    if command.name == "preview":  # the run does not exist here
         flags = [word for word in flags if word != "runs/photos"]
     for own in OWN | {"my_cluster.yaml"}:  # files of the reader
         if own in flags:
             place = flags.index(own)
             del flags[place - 1 : place + 1]
-    assert isinstance(config_of(command, flags), CONFIGS[command])
+    assert isinstance(parse(command, flags), command.config)
 
 
 def test_yaml_example_is_a_valid_config(tmp_path: Path) -> None:

@@ -132,25 +132,42 @@ DATA = ["--data.name=synthetic", "--data.synthetic_train=8", "--data.synthetic_v
 
 
 @pytest.mark.parametrize(
-    ("number", "place", "words"),
+    ("number", "place", "words", "kept"),
     [
-        (signal.SIGINT, "finetune.probing.features.normalise", ["knn", *WEIGHTS, *DATA]),
+        (
+            signal.SIGINT,
+            "finetune.probing.features.normalise",
+            ["knn", *WEIGHTS, *DATA],
+            "scores written before are kept, and the same command starts over",
+        ),
         (
             signal.SIGTERM,
             "finetune.probing.probes.probe_features",
             ["linear-probe", *WEIGHTS, *DATA],
+            "scores written before are kept, and the same command starts over",
         ),
-        (signal.SIGUSR2, "finetune.embedding.embed.pooled", ["embed", *WEIGHTS, *DATA]),
-        (signal.SIGHUP, "slurm.run_status.job_states", ["status", "run"]),
+        (
+            signal.SIGUSR2,
+            "finetune.embedding.embed.pooled",
+            ["embed", *WEIGHTS, *DATA],
+            "saved rows are kept, and the same command resumes",
+        ),
+        (
+            signal.SIGHUP,
+            "slurm.run_status.job_states",
+            ["status", "run"],
+            "the runs continue",
+        ),
         (
             signal.SIGTERM,
             "mae_et.checkpoints.writers.hugging_face.model_card",
             ["export", *WEIGHTS, "--decoder_num_heads=4", "--format=hf", "--output=hf"],
+            "the same command starts over",
         ),
     ],
 )
 def test_command_without_a_run_stops_at_once_with_one_line(
-    tmp_path, monkeypatch, capsys, number: int, place: str, words: list[str]
+    tmp_path, monkeypatch, capsys, number: int, place: str, words: list[str], kept: str
 ) -> None:
     owner, _, name = place.rpartition(".")
     module = importlib.import_module(owner)
@@ -160,5 +177,5 @@ def test_command_without_a_run_stops_at_once_with_one_line(
     workers = ["--num_workers=0", "--device=cpu"] if DATA[0] in words else []
     assert main([*words, *workers]) == 128 + number
     said = [line for line in capsys.readouterr().err.splitlines() if "stopped by" in line]
-    assert len(said) == 1
+    assert said == [f"mae-et: stopped by {signal.Signals(number).name}; {kept}"]
     assert not list(Path().rglob(".*.tmp"))

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from mae_et import RunFailed
-from mae_et.cli.arguments import config_of
+from mae_et.cli.commands import config_of
 from mae_et.cli.main import run
 from mae_et.errors import Stopped
 from mae_et.runtime import watchdog

@@ -216,7 +216,7 @@ def test_interrupting_the_watch_says_that_the_runs_continue(tmp_path, monkeypatc
     record_event(tmp_path, "submitted", job="7", restart=0)
     monkeypatch.setattr(time, "sleep", lambda _: signal.raise_signal(signal.SIGINT))
     assert main(["status", str(tmp_path), "--watch"]) == 130
-    assert capsys.readouterr().err == "mae-et: stopped watching; the runs continue\n"
+    assert capsys.readouterr().err == "mae-et: stopped by SIGINT; the runs continue\n"
 
 
 def test_a_stop_by_a_signal_is_no_error(tmp_path: Path, monkeypatch) -> None:

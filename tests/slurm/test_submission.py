@@ -13,7 +13,7 @@ import pytest
 from submitit import DebugExecutor, Job
 
 from mae_et import RunFailed, UserError
-from mae_et.cli.arguments import config_of
+from mae_et.cli.commands import config_of
 from mae_et.cli.main import main, run
 from mae_et.config.files import load_config, to_yaml
 from mae_et.config.schema import PretrainConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from natural_images import jpeg, natural
 
-from mae_et.cli.arguments import config_of
+from mae_et.cli.commands import config_of
 from mae_et.cli.main import main, run
 from slurm import preflight
 from slurm.command import CommandLine, parse_task, sweep_tasks

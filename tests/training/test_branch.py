@@ -11,7 +11,7 @@ from tiny_run import config_in
 from mae_et import PretrainConfig, UserError, pretrain
 from mae_et.checkpoints.listing import checkpoint_step, list_checkpoints
 from mae_et.checkpoints.store import load_checkpoint, newest_checkpoint, save_checkpoint
-from mae_et.cli.arguments import config_of
+from mae_et.cli.commands import config_of
 from mae_et.cli.main import main
 from mae_et.config.files import to_yaml
 from mae_et.config.init import InitConfig
