@@ -23,6 +23,7 @@ from mae_et.curriculum.plan import check_replay
 from mae_et.curriculum.schedule import check_batch
 from mae_et.data.datasets import kind_of, open_dataset
 from mae_et.data.layout import EXTENSIONS, Split, data_root, is_folder, split_folder
+from mae_et.data.sources.file_lists import read_file_list
 from mae_et.errors import UserError
 from mae_et.io.lock import check_writable
 from mae_et.io.plain_files import read_mapping
@@ -112,7 +113,7 @@ def _known_images(data: DataConfig, channels: int, may_wait: bool) -> int | None
         return data.synthetic_train
     if data.source == "folder":
         root = data.root
-        is_here = root is not None and root.is_dir() and not _is_empty(root)
+        is_here = root is not None and root.exists() and not _is_empty(root)
         return _count_in_time(data, channels) if is_here and not may_wait else None
     split = data.root / "train" / "split.json" if data.source == "shards" and data.root else None
     found = read_mapping(split).get("images") if split is not None and split.is_file() else None
@@ -200,21 +201,24 @@ def check_classes(data: DataConfig, kind: str) -> None:
     `kind` is the name of the command that needs classes, for errors.
     """
     root = data.root
-    if data.source != "folder" or root is None or not root.is_dir() or _is_empty(root):
+    if data.source != "folder" or root is None or not root.exists() or _is_empty(root):
         return
     for split in ("val",) if kind == "evaluate" else get_args(Split):
         # Without split folders, a fifth of each class of the root is held out.
         top = split_folder(data, split) or root
         cause = ""
-        folders, image = _entries(top)
-        if image:
+        folders, image = (0, "") if top.is_file() else _entries(top)
+        if top.is_file():
+            few = len(read_file_list(top).classes) < 2
+            cause = f"{top} gives fewer than two labels" if few else ""
+        elif image:
             cause = f"{image} is in no class folder"
         elif folders < 2:
             cause = f"{top} has fewer than two class folders"
         if cause:
             raise UserError(
                 f"the {split} split of data.root {root} has no classes ({cause}): {kind} needs "
-                f"{top.name}/CLASS/* (docs/datasets.md, Folders)"
+                f"{top.name}/CLASS/*, or a list with labels (docs/datasets.md)"
             )
 
 

@@ -137,7 +137,7 @@ def _all_images(data: DataConfig, run: ClassifierConfig | None) -> tuple[DataCon
     Returns:
         The data, and whether they are the run's own, in which case held-out images are scored.
     """
-    if data.source != "folder" or data.root is None or not data.root.is_dir():
+    if data.source != "folder" or data.root is None or not data.root.exists():
         return data, False
     if split_folder(data, "val") is not None:
         return data, False

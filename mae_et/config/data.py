@@ -22,14 +22,14 @@ class DataConfig:
     imagenette, wds (tar shards) or hfds/NAME (Hugging Face); when not given, folder
     if there is a root, else synthetic."""
     root: Path | None = key(None, "source", "origin", "move", "rank", "common")
-    """Folder of the images, or where a download is kept."""
+    """Folder of the images, a list of files (.csv, .tsv, .txt), or where a download is kept."""
     listing: Path | None = key(None, "source", "resume", "origin", "rank")
     """Folder for stored listings of image folders, so that millions of files are listed only once.
     Delete it when files are added or removed."""
     train_split: str = key("train", "source")
-    """Name of the training split."""
+    """Name of the training split, or of a list of its files in the root."""
     val_split: str = key("val", "source")
-    """Name of the split that probes and kNN are scored on."""
+    """Name of the split that probes and kNN are scored on, or of a list of its files."""
     download: bool = key(True, "resume", "origin", "rank")
     """Whether a missing torchvision dataset may be downloaded."""
     max_value: float | None = key(None, "source")

@@ -21,9 +21,10 @@ from mae_et.config.refusals import one_sentence
 from mae_et.data.images.channels import check_channels
 from mae_et.data.images.decoding import UNLABELLED, DecodedDataset, Sample
 from mae_et.data.images.value_range import check_image_statistics, check_range
-from mae_et.data.layout import WHOLE_ROOT, Split, data_root
+from mae_et.data.layout import WHOLE_ROOT, Split, data_root, split_folder
 from mae_et.data.sources.hugging_face import open_hugging_face
 from mae_et.data.sources.image_folder import open_image_folder
+from mae_et.data.sources.listed_images import open_file_list
 from mae_et.data.sources.prepared_shards import PreparedDataset
 from mae_et.data.sources.synthetic import Synthetic
 from mae_et.data.sources.webdataset import open_shards
@@ -117,6 +118,14 @@ def why_unlabelled(dataset: ImageDataset) -> str:
     return f"{unlabelled} of {len(dataset)} images without a label" if unlabelled else ""
 
 
+def _open_files(
+    config: DataConfig, split: Split, channels: int, own_classes: bool
+) -> DecodedDataset:
+    place = split_folder(config, split) or data_root(config)
+    opener = open_file_list if place.is_file() else open_image_folder
+    return opener(config, split, channels, own_classes)
+
+
 def _open_prepared(config: DataConfig, split: Split, channels: int, _: bool) -> PreparedDataset:
     return PreparedDataset(data_root(config) / split, channels, config.max_value)
 
@@ -190,7 +199,7 @@ class DatasetKind:
 
 
 KINDS = {
-    "folder": DatasetKind(open_image_folder, rooted=True, named_splits=True),
+    "folder": DatasetKind(_open_files, rooted=True, named_splits=True),
     "shards": DatasetKind(_open_prepared, rooted=True, named_splits=True),
     "synthetic": DatasetKind(_open_synthetic),
     **dict.fromkeys(TORCHVISION, DatasetKind(_open_torchvision)),

@@ -23,6 +23,9 @@ EXTENSIONS = (
 )  # fmt: skip
 """Files to read; their format is recognised by content (see `decoding.FORMATS`)."""
 
+LISTS = (".csv", ".tsv", ".txt")
+"""Files that list image files (see `file_lists`)."""
+
 HIDDEN = (".", "@eaDir", "__MACOSX")
 """How the names of files and folders that are no data start: .git, ._photo.jpg, and thumbnails and
 attributes that storage systems and archives add."""
@@ -43,15 +46,20 @@ _LIKE = {
 
 
 def data_root(config: DataConfig) -> Path:
-    """Return the root of a dataset; refuse one that is not set or not a folder."""
+    """Return the root of a dataset: a folder, or a list of files; refuse any other."""
     if config.root is None:
         raise UserError(f"data.root is needed for data.name {config.source}")
-    if not config.root.is_dir():
+    is_list = config.source == "folder" and _is_list(config.root)
+    if not (config.root.is_dir() or is_list):
         advice = ": unpack it, or give its folder" if config.root.is_file() else ""
         # A run records a relative path as it was given, which may have been elsewhere.
         here = "" if config.root.is_absolute() else f" in {Path.cwd()}"
         raise UserError(f"data.root {config.root} is not a folder{here}{advice}")
     return config.root
+
+
+def _is_list(path: Path) -> bool:
+    return path.suffix.lower() in LISTS and path.is_file()
 
 
 def split_name(config: DataConfig, split: Split) -> str:
@@ -87,7 +95,7 @@ def match_split(config: DataConfig, split: Split, present: Collection[str]) -> s
 
 
 def split_folder(config: DataConfig, split: Split) -> Path | None:
-    """Return the folder of a split, or None if the root has no split folders.
+    """Return the folder of a split, or the list of its files; None if the root has no splits.
 
     `--data.val_split .` makes the root itself the split; `.` for both means no split folders.
 
@@ -98,8 +106,10 @@ def split_folder(config: DataConfig, split: Split) -> Path | None:
     root, name = data_root(config), split_name(config, split)
     if config.train_split == config.val_split == WHOLE_ROOT:
         return None
-    if (root / name).is_dir():  # the name may be a path
+    if (root / name).is_dir() or _is_list(root / name):  # the name may be a path
         return root / name
+    if root.is_file():
+        return None
     folders = subfolders(root)
     found = match_split(config, split, folders)
     if found is not None:

@@ -24,6 +24,7 @@ from mae_et.data.sources.file_listing import (
     count_by_extension,
     list_folder,
 )
+from mae_et.data.sources.file_lists import image_lists
 from mae_et.data.sources.image_files import ImageFiles
 from mae_et.errors import UserError, listed, refuse_unknown_classes
 from mae_et.runtime.console import notify
@@ -66,7 +67,7 @@ def open_image_folder(
     if UNLABELLED in labels:
         classes = []
     others = image_folders_beside(config, extensions_for(channels)) if split == "train" else []
-    unread = [f"other folders, not read: {', '.join(others)}"] if others else []
+    unread = [f"other folders, not read: {', '.join(others)}"] * bool(others)
     _report(config, split, folder, listing, labels, classes, *unread)
     return ImageFolder(listing.names, labels, classes, channels, folder, config.max_value)
 
@@ -199,6 +200,8 @@ def _report(
         facts.append(f"no labels, as {len(lone)} lie outside of class folders ({lone[0]})")
     if classes:
         facts += _report_folders(folder, listing.names)
+    if split == "train" and (lists := image_lists(data_root(config))):
+        facts.append(f"lists of images, not read: {', '.join(lists)} (--data.train_split NAME)")
     if listing.skipped:
         facts.append(count_by_extension(listing.skipped))
     if facts:
