@@ -30,6 +30,7 @@ class SharedBuffer:
         self.descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)
         self._whole: Tensor | None = None
+        self._pinned = False
 
     @classmethod
     def create(cls) -> "SharedBuffer":
@@ -92,10 +93,13 @@ class SharedBuffer:
         Returns:
             Why CUDA cannot pin it, in which case copies are slower; empty if it has.
         """
+        if self._pinned:
+            return ""
         whole, runtime = self.whole(), torch.cuda.cudart()
         error = runtime.cudaHostRegister(whole.data_ptr(), whole.nbytes, PORTABLE)
         if error == runtime.cudaError.success:
             weakref.finalize(self, _unpin, whole, os.getpid())
+            self._pinned = True
             return ""
         with contextlib.suppress(RuntimeError):  # the next launch raises the error again, once
             torch.zeros(1, device=device)
