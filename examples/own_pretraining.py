@@ -1,8 +1,9 @@
 """Pre-train on images, and towards a target, of your own: with resume, records and probes.
 
 python examples/own_pretraining.py IMAGES.npy RUN, where IMAGES.npy holds uint8 [N H W 3]. The same
-command resumes; on several GPUs, start it with torchrun --nproc-per-node. `mae-et status`,
-`report` and `knn` read the run folder as any other.
+command resumes; on several GPUs, start it with torchrun --nproc-per-node. `mae-et status` and
+`report` read the run folder as any other; `mae-et knn RUN --data.root FOLDER` scores it on images
+in a folder.
 """
 
 import sys

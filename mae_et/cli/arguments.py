@@ -22,7 +22,9 @@ from mae_et.config.files import add_config_arguments, find_config, parse_config,
 from mae_et.config.key_checks import unknown_keys
 from mae_et.config.schema import PretrainConfig, RunConfig
 from mae_et.config.words import join_config_flags
+from mae_et.data.datasets import is_known
 from mae_et.errors import UserError, require
+from mae_et.runtime.console import say
 
 if TYPE_CHECKING:
     from mae_et.cli.command import Command
@@ -115,6 +117,11 @@ def parse_over_data(command: "Command", arguments: Arguments) -> Any:
         return config
     if own.source == "synthetic":  # this name would refuse a given data.root
         own = replace(own, name=None)
+    if not is_known(own):
+        of_run = f"the run's images (data.name {own.name}) are of its own code"
+        require(config.data.root or config.data.name, f"{of_run}: give --data.root or --data.name")
+        say(f"{of_run}; the given ones are used")
+        own = replace(own, name=None, root=None)
     # Again, because only the parser knows which keys were given.
     parser.set_defaults({"data": plain(own)})
     config = parse(command, arguments, parser)

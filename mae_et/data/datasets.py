@@ -213,7 +213,19 @@ ROOTED = tuple(name for name, kind in KINDS.items() if kind.rooted)
 
 def kind_of(config: DataConfig) -> DatasetKind:
     """Return the kind of a config's dataset; refuse an unknown one, with a list of those known."""
-    name = "hfds/NAME" if config.source.startswith("hfds/") else config.source
+    name = _name_of(config)
     if name not in KINDS:
-        raise UserError(f"data.name {config.source!r} is unknown; known: {', '.join(KINDS)}")
+        raise UserError(
+            f"data.name {config.source!r} is unknown; known: {', '.join(KINDS)} (if it is of your "
+            "own code, give --data.root FOLDER instead)"
+        )
     return KINDS[name]
+
+
+def is_known(config: DataConfig) -> bool:
+    """Return whether a config's dataset is of a kind in `KINDS`, not of a user's code."""
+    return _name_of(config) in KINDS
+
+
+def _name_of(config: DataConfig) -> str:
+    return "hfds/NAME" if config.source.startswith("hfds/") else config.source

@@ -18,6 +18,7 @@ from mae_et.data.bad_images import BadImages
 from mae_et.data.cache import cache_images
 from mae_et.data.cores import compute_threads, worker_count
 from mae_et.data.device.choose_decoder import choose_decoder
+from mae_et.data.images.decoding import check_sample
 from mae_et.data.loader import training_batches
 from mae_et.errors import Interrupted
 from mae_et.io.atomic import remove_leftovers, write_text_atomically
@@ -100,6 +101,7 @@ def train_run(task: Task, stop_after_step: int | None = None) -> None:
             return
         with fail_together(world):
             source = task.open_images()
+            check_sample(source)
         saved, files = branch.start(config, saved, source, world)
         provenance = check_data(config, saved, source, world)
         if finished:

@@ -7,7 +7,9 @@ import torch
 from natural_images import natural
 from tiny_run import TINY
 
+import finetune
 import mae_et
+from mae_et.cli.commands import COMMANDS
 from mae_et.io.metrics_file import read_metrics
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "own_pretraining.py"
@@ -28,6 +30,11 @@ def test_own_images_and_targets_train_resume_and_keep_a_run_folder(
     losses = [row["loss"] for row in read_metrics(run)]
     assert losses[-1] < losses[0]
     assert "name: mine" in (run / "config.yaml").read_text()
+    knn = COMMANDS["knn"]
+    scored = knn.parse(knn, [str(run), f"--data.root={tmp_path}"]).data
+    assert (scored.source, scored.root) == ("folder", tmp_path)
+    with pytest.raises(mae_et.UserError, match=r"'mine' is unknown; .* give --data\.root FOLDER"):
+        finetune.knn(finetune.ProbeConfig(run))
 
     task_of = example["EdgePretraining"]
     task_of.dataset = example["Photographs"](tmp_path / "mine.npy")
@@ -51,3 +58,31 @@ def test_the_target_is_what_a_blur_removes(example: dict) -> None:
     dot = flat.clone()
     dot[..., 16, 16] = 1.0
     assert model.targets(dot).max() > 0.3
+
+
+def test_a_dataset_of_bare_images_or_with_a_mistake_is_refused_at_the_start(
+    tmp_path: Path, example: dict
+) -> None:
+    """Not as unreadable images."""
+
+    class Bare(example["Photographs"]):  # type: ignore[misc]
+        def __getitem__(self, index: int) -> object:
+            return super().__getitem__(index)[0]
+
+    class Mistaken(Bare):
+        def __getitem__(self, index: int) -> object:
+            return self.files[index]
+
+    np.save(tmp_path / "mine.npy", np.zeros((40, 32, 32, 3), np.uint8))
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    flags = [f"--output.dir={tmp_path / 'run'}", "--data.name=mine"]
+    config = mae_et.load_config(mae_et.PretrainConfig, str(tmp_path / "tiny.yaml"), flags)
+    task = example["EdgePretraining"](config)
+    task.dataset = Bare(tmp_path / "mine.npy")
+    with pytest.raises(
+        mae_et.UserError, match=r"gives \(image, label\), .* the first gave a Image: return"
+    ):
+        mae_et.train_run(task)
+    task.dataset = Mistaken(tmp_path / "mine.npy")
+    with pytest.raises(AttributeError, match="files"):
+        mae_et.train_run(task)

@@ -99,6 +99,26 @@ class DecodedDataset:
             raise Unreadable(printable(sentence)) from None
 
 
+def check_sample(source: Any) -> None:
+    """Refuse a dataset of a user's code whose first sample is not an image and a label.
+
+    Mistakes in its code are raised; an image that cannot be read is not one.
+    """
+    try:
+        found = source.inner[0] if isinstance(source, DecodedDataset) and len(source) else (b"", 0)
+    except (AttributeError, ImportError, NameError, NotImplementedError):
+        raise
+    except Exception:  # decoders raise many types for damaged files
+        return
+    pair = isinstance(found, (tuple, list)) and len(found) == 2
+    if not pair or not isinstance(found[0], (bytes, Image.Image)):
+        what = [type(each).__name__ for each in found] if pair else type(found).__name__
+        raise UserError(
+            "a sample of a dataset gives (image, label), a PIL image or the bytes of a file, and a "
+            f"number; the first gave a {what}: return (image, -1) for images without labels"
+        )
+
+
 def decode(
     content: bytes | Image.Image, channels: int, max_value: float | None = None
 ) -> "Image.Image | Tensor":
