@@ -1,7 +1,9 @@
 from .config import ClassifierConfig as ClassifierConfig
 from .embedding.embed import embed as embed
+from .embedding.predict import predict as predict
 from .evaluation.evaluate import evaluate as evaluate
 from .feature_config import EmbedConfig as EmbedConfig
+from .feature_config import PredictConfig as PredictConfig
 from .probing.features import Features as Features
 from .probing.features import extract_dataset_features as extract_dataset_features
 from .probing.frozen_encoder import FrozenEncoder as FrozenEncoder

@@ -1,11 +1,12 @@
-"""Configs of `mae-et embed` and `mae-et preview --features`."""
+"""Configs of `mae-et embed`, `mae-et predict` and `mae-et preview --features`."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from finetune.image_size import Size
-from finetune.scoring_config import FrozenNetworkConfig
+from finetune.scoring_config import ClassifierUseConfig, FrozenNetworkConfig
+from mae_et.config.data import DataConfig
 from mae_et.data.layout import Split
 from mae_et.errors import SEEDS, require, require_in, require_png
 
@@ -45,6 +46,26 @@ class EmbedConfig(FrozenNetworkConfig):
             self.projector is None or self.pool != "none",
             "projector shows one point an image: it cannot be combined with pool none",
         )
+
+
+@dataclass(frozen=True)
+class PredictConfig(ClassifierUseConfig):
+    """Write the most likely classes of images to a table; an interrupted call resumes."""
+
+    data: DataConfig | None = None
+    """Images, with or without labels; by default the data of the run."""
+    output: Path = Path("predictions.csv")
+    """CSV to write: name, split, class and probability of each image. A .json beside it describes
+    it."""
+    split: Split | Literal["all"] = "all"
+    """Images to classify: those of one split, or of both, training images first."""
+    top_k: int = 5
+    """Number of classes for each image, the most likely first; at most all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(Path(self.output).suffix == ".csv", f"output must end in .csv, got {self.output}")
+        require_in("(0, inf)", self, "top_k")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from finetune.config import ClassifierConfig, Probe
 from finetune.image_size import format_size
-from finetune.scoring_config import EvaluateConfig, FrozenNetworkConfig
+from finetune.scoring_config import ClassifierUseConfig, FrozenNetworkConfig
 from mae_et.checkpoints.listing import list_checkpoints
 from mae_et.checkpoints.run_config import read_only_data, recorded_config
 from mae_et.config.data import DataConfig
@@ -80,7 +80,7 @@ def check_training_data(config: ClassifierConfig, may_wait: bool = False) -> Non
     require(may_wait, f"there is no checkpoint {start}")
 
 
-def data_to_evaluate(config: EvaluateConfig, run: ClassifierConfig | None) -> DataConfig:
+def data_to_evaluate(config: ClassifierUseConfig, run: ClassifierConfig | None) -> DataConfig:
     """Return the data that a checkpoint is scored on: the given ones, or those of its run.
 
     Raises:

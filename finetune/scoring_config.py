@@ -90,8 +90,8 @@ class ProbeConfig(FeatureScoreConfig):
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(FrozenNetworkConfig):
-    """Score a trained classifier."""
+class ClassifierUseConfig(FrozenNetworkConfig):
+    """A trained classifier, used without training."""
 
     checkpoint: Path
     """Run folder of a classifier, fine-tuned weights in MAE's or timm's layout, Hugging Face folder
@@ -101,11 +101,17 @@ class EvaluateConfig(FrozenNetworkConfig):
     distilled DeiT, any network that is not a ViT)."""
     weights: Literal["last", "best"] = "last"
     """Weights of a run: the last, or those with the best top-1."""
-    data: DataConfig | None = None
-    """Labelled data; by default the data of the run."""
     image_size: Size | None = None
     """Side of the images in pixels, or [height, width]; by default the checkpoint's. A run has its
     own."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(ClassifierUseConfig):
+    """Score a trained classifier."""
+
+    data: DataConfig | None = None
+    """Labelled data; by default the data of the run."""
     max_images: int | None = None
     """Maximum number of images, evenly spaced over the split, for a quick look; all by default. The
     results name it among their settings."""

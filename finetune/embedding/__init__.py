@@ -1,1 +1,1 @@
-"""Write features to a file, and draw them."""
+"""Write features or predictions to a file, and draw features."""

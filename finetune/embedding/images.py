@@ -122,6 +122,18 @@ class FeatureImages(Dataset[Any]):
         return torch.stack(in_one_dtype(pixels)) if pixels else self.no_pixels, labels, readable
 
 
+def report_parts(parts: Sequence[Part], task: str) -> int:
+    """Print how many images each part has, and return their number."""
+    counted = ", ".join(f"{len(part.source)} {part.split}" for part in parts)
+    say(f"images to {task}: {counted}")
+    return sum(len(part.source) for part in parts)
+
+
+def names_of(parts: Sequence[Part], data: DataConfig) -> Iterator[tuple[str, str]]:
+    """Yield the name and the split of each image."""
+    return ((name, part.split) for part in parts for name in part.names(data))
+
+
 def name_of(parts: Sequence[Part], row: int) -> object:
     """Return the name of an image for messages, given its row."""
     part, index = _place_of(parts, row)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.embedding.images import Part
-from finetune.feature_config import EmbedConfig
 from finetune.probing.frozen_encoder import FrozenEncoder
 from finetune.provenance import digest_of_weights, inputs_of
+from finetune.scoring_config import FrozenNetworkConfig
 from mae_et.config.data import DataConfig
 from mae_et.data.fingerprint import fingerprint_with_contents
 from mae_et.errors import UserError
@@ -18,17 +18,20 @@ from mae_et.runtime.console import say
 
 
 def settings_of(
-    config: EmbedConfig, encoder: FrozenEncoder, data: DataConfig, parts: Sequence[Part]
+    config: FrozenNetworkConfig,
+    output: Path,
+    encoder: FrozenEncoder,
+    data: DataConfig,
+    parts: Sequence[Part],
+    **own: Any,
 ) -> dict[str, Any]:
-    """Return all settings that determine the bytes of a feature file."""
+    """Return all settings that determine the bytes of a file, a command's `own` among them."""
     digest = digest_of_weights(encoder.network)
     return {
-        "file": config.output.name,
+        "file": output.name,
         **inputs_of(digest, data, encoder.image_size, config),
         "images": {part.split: fingerprint_with_contents(part.source)[:16] for part in parts},
-        "pool": config.pool,
-        "layers": config.layers,
-        "dtype": config.dtype,
+        **own,
         "batch_size": config.batch_size,
     }
 
@@ -49,9 +52,9 @@ def is_finished(output: Path, settings: dict[str, Any]) -> bool:
         _check_companions(output)
         return False
     if not description_of(output).exists():
-        raise UserError(f"output {output} exists, and mae-et embed did not write it")
+        raise UserError(f"output {output} exists, and mae-et did not write it")
     before = read_mapping(description_of(output))
-    check_settings(before, settings, f"{output} has other features")
+    check_settings(before, settings, f"{output} has other contents")
     say(f"{output} is complete already")
     shutil.rmtree(partial_folder(output), ignore_errors=True)  # left by a process killed at the end
     return True

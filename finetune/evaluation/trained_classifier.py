@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune.config import ClassifierConfig
 from finetune.image_size import Size, check_tiles, height_and_width, patch_side
-from finetune.scoring_config import EvaluateConfig
+from finetune.scoring_config import ClassifierUseConfig
 from finetune.training.model import load_run_network
 from mae_et.checkpoints.encoders import build_named, build_vit_of
 from mae_et.checkpoints.formats import load_weights
@@ -38,7 +38,7 @@ class TrainedClassifier:
     """Names of the classes, if they are recorded."""
 
 
-def load_classifier(config: EvaluateConfig, run: ClassifierConfig | None) -> TrainedClassifier:
+def load_classifier(config: ClassifierUseConfig, run: ClassifierConfig | None) -> TrainedClassifier:
     """Load the classifier that a config names."""
     path = config.checkpoint
     if run is not None:
@@ -61,7 +61,7 @@ def load_classifier(config: EvaluateConfig, run: ClassifierConfig | None) -> Tra
 
 
 def _of_timm(
-    config: EvaluateConfig, network: Any, recorded: Size | None = None
+    config: ClassifierUseConfig, network: Any, recorded: Size | None = None
 ) -> TrainedClassifier:
     """Use a timm model at its own image size, unless another is given.
 
@@ -76,7 +76,7 @@ def _of_timm(
     return TrainedClassifier(network, config.image_size or tuple(own), channels)
 
 
-def _of_weights(config: EvaluateConfig, weights: Weights) -> TrainedClassifier:
+def _of_weights(config: ClassifierUseConfig, weights: Weights) -> TrainedClassifier:
     """Build the ViT of weights, including registers, LayerScale and the like if present."""
     if not {"weight", "bias"} <= set(weights.head):
         raise UserError(f"{config.checkpoint} is not a classifier: it has no head")

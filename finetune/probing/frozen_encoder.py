@@ -48,7 +48,7 @@ class FrozenEncoder:
     @property
     def channels(self) -> int:
         """Image channels, read from the first convolution (a stem may precede the patches)."""
-        parts = self.network.patch_embed.modules()
+        parts = self.network.modules()
         return next(part.in_channels for part in parts if isinstance(part, nn.Conv2d))
 
     @property
@@ -157,9 +157,10 @@ def _initialise_as_trained(model: MaskedAutoencoder, config: ModelConfig) -> Non
 
 def _of_network(network: Any) -> FrozenEncoder:
     height, width = network.patch_embed.img_size
-    fresh = getattr(network, "init_weights", None) or partial(_refuse_to_initialise, network)
+    fresh = getattr(network, "init_weights", None) or partial(refuse_to_initialise, network)
     return FrozenEncoder(network, network.forward_features, (height, width), fresh)
 
 
-def _refuse_to_initialise(network: Any) -> None:
+def refuse_to_initialise(network: Any) -> None:
+    """Refuse fresh weights for a network that timm cannot initialise again."""
     raise UserError(f"untrained: timm cannot initialise a {type(network).__name__} again")

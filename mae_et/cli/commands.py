@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from finetune.config import ClassifierConfig
-from finetune.feature_config import EmbedConfig, FeatureMapConfig
+from finetune.feature_config import EmbedConfig, FeatureMapConfig, PredictConfig
 from finetune.scoring_config import DynamicsConfig, EvaluateConfig, ProbeConfig
 from mae_et.cli import bench, files, planning, scores, slurm_jobs, training
 from mae_et.cli.arguments import Arguments, parse, parse_over_data
@@ -35,6 +35,10 @@ _training = partial(
     stopped=_UNSAVED,
 )  # fmt: skip
 _scoring = partial(Command, parse=parse_over_data, first="checkpoint", stopped=_UNSCORED)
+_writing_rows = partial(
+    Command, parse=parse_over_data, first="checkpoint",
+    stopped="saved rows are kept, and the same command resumes",
+)  # fmt: skip
 _probing = partial(_scoring, config=ProbeConfig, repeat=scores.for_each_run)
 
 _TABLE = (
@@ -55,10 +59,8 @@ _TABLE = (
         "linear-probe", scores.linear_probe,
         keys_of_others={"neighbours": "knn", "temperature": "knn"},
     ),
-    Command(
-        "embed", files.embed, EmbedConfig, parse_over_data, first="checkpoint",
-        stopped="saved rows are kept, and the same command resumes",
-    ),
+    _writing_rows("embed", files.embed, EmbedConfig),
+    _writing_rows("predict", files.predict, PredictConfig),
     Command("reconstruct", files.reconstruct, ReconstructConfig, first="checkpoint"),
     Command("export", files.export, ExportConfig, first="checkpoint"),
     Command(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import finetune
-from finetune.feature_config import EmbedConfig, FeatureMapConfig
+from finetune.feature_config import EmbedConfig, FeatureMapConfig, PredictConfig
 from finetune.run_folder import read_classifier_config
 from mae_et.cli.arguments import Arguments, parse
 from mae_et.cli.command import Command
@@ -57,6 +57,11 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
 def embed(config: EmbedConfig) -> dict[str, Any]:
     """Write the features of images as .npy, .parquet or .safetensors."""
     return finetune.embed(config)
+
+
+def predict(config: PredictConfig) -> dict[str, Any]:
+    """Write the classes that a classifier predicts for images, as CSV."""
+    return finetune.predict(config)
 
 
 def export(config: ExportConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@ replaced images: they are counted when it is trained on, not when it is prefetch
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ def refuse_excess(
     small = f" ({most}: a tenth of a small dataset, at most {TOLERATED})"
     raise RunFailed(
         f"{bad} of {images} images{of} cannot be read, more than data.max_bad_fraction "
-        f"{max_fraction:g} allows{small if most > share else ''}{which}"
+        f"{max_fraction:g} allows{small if most > share else ''}{which}; "
+        f"to accept them, set data.max_bad_fraction {math.ceil(1000 * bad / images) / 1000:g}"
     )
 
 

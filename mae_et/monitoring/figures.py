@@ -28,9 +28,9 @@ NAMES = {
 }  # fmt: skip
 PERCENTAGES = ("top1", "top5", "knn", "linear", "ridge")
 NAMED = (
-    "run", "data", "settings", "provenance", "features", "shape", "projector", "image", "format",
-    "output", "report", "dynamics", "by", "checkpoints", "search", "objective", "bandwidths",
-    "value", "trials", "curriculum",
+    "run", "data", "settings", "provenance", "features", "predictions", "shape", "projector",
+    "image", "format", "output", "report", "dynamics", "by", "checkpoints", "search", "objective",
+    "bandwidths", "value", "trials", "curriculum",
 )  # fmt: skip
 """Inputs and outputs of a command, rather than figures."""
 PROVENANCE = ("pool", "image_size", "train_images", "val_images", "precision", "weights")

@@ -42,7 +42,7 @@ def test_completion_knows_commands_keys_and_choices(tmp_path: Path, capsys) -> N
         COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_mae_et; echo "${COMPREPLY[@]}"
     """
     for words, expected in {
-        ("pre",): "preview pretrain prepare",
+        ("pre",): "preview pretrain predict prepare",
         ("pretrain", "--model.targ"): "--model.target",
         ("pretrain", "--model.target", "n"): "norm_pix",
         ("supervised", "--model.backb"): "--model.backbone",

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from finetune import EmbedConfig, embed
-from finetune.embedding import embed as embedding
+from finetune.embedding import resumable
 from finetune.embedding.images import FeatureImages, open_parts
 from finetune.embedding.rows import FeatureRows
 from finetune.probing.features import encode_images
@@ -161,7 +161,7 @@ def test_layers_and_sizes_are_those_of_timm(place, network, tmp_path) -> None:
 
 @pytest.mark.parametrize("file_type", [".npy", ".safetensors", ".parquet"])
 def test_a_killed_call_resumes_to_the_same_bytes(place, tmp_path, file_type, monkeypatch) -> None:
-    monkeypatch.setattr(embedding, "SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(resumable, "SECONDS_BETWEEN_SAVES", 0.0)
     whole, broken = (config(place, tmp_path / kind / f"f{file_type}") for kind in "ab")
     embed(whole)
     append, calls, files = FeatureRows.append, [], set()
@@ -182,7 +182,7 @@ def test_a_killed_call_resumes_to_the_same_bytes(place, tmp_path, file_type, mon
     with (partial / "features").open("ab") as file:
         file.write(b"half a row")
     with pytest.raises(
-        UserError, match=r"partial has other features: pool was 'mean' and is now 'cls'"
+        UserError, match=r"partial has other contents: pool was 'mean' and is now 'cls'"
     ):
         embed(EmbedConfig(**{**vars(broken), "pool": "cls"}))
     progress = partial / "progress.json"
@@ -209,18 +209,18 @@ def test_other_features_are_not_overwritten(place, tmp_path, capsys) -> None:
     assert "is complete already" in capsys.readouterr().err
     assert settings.output.stat().st_mtime_ns == before
     for key, value in (("dtype", "float16"), ("split", "train")):
-        with pytest.raises(UserError, match=r"has other features: (dtype|images) was"):
+        with pytest.raises(UserError, match=r"has other contents: (dtype|images) was"):
             embed(EmbedConfig(**{**vars(settings), key: value}))
     other = tmp_path / "other"  # images of the same names
     shutil.copytree(place / "data", other)
     Image.new("RGB", (40, 48)).save(other / "val" / "cat" / "02.png")
     data = replace(settings.data, root=other)
-    with pytest.raises(UserError, match="has other features: images was"):
+    with pytest.raises(UserError, match="has other contents: images was"):
         embed(replace(settings, data=data))
     settings.output.unlink()  # as the sentence says
     embed(EmbedConfig(**{**vars(settings), "dtype": "float16"}))
     (tmp_path / "f.json").unlink()
-    with pytest.raises(UserError, match="mae-et embed did not write it"):
+    with pytest.raises(UserError, match="mae-et did not write it"):
         embed(settings)
     (tmp_path / "mine.csv").write_text("annotations")
     with pytest.raises(UserError, match=r"mine.csv exists, and would be overwritten"):
@@ -241,7 +241,11 @@ def test_unreadable_images_are_rows_of_nan(place, tmp_path, capsys) -> None:
     named = f"{folder}/04.png, {folder}/05.png, {folder}/06.png, ..."
     assert f"4 of 11 images cannot be read: their rows are NaN ({named}); " in said
     assert "04.png: it is neither an image nor an array" in said
-    with pytest.raises(RunFailed, match=r"more than data.max_bad_fraction 0.01 allows.*04.png"):
+    said = (
+        r"0.01 allows.*: .*/04.png, .*/05.png, .*/06.png, .*/07.png; .*/04.png: it is neither .*; "
+        r"to accept them, set data.max_bad_fraction 0.364"
+    )
+    with pytest.raises(RunFailed, match=said):
         embed(config(tmp_path, tmp_path / "g.npy", "flat"))
     with pytest.raises(RunFailed, match=r"cannot read the image .*04.png"):
         embed(config(tmp_path, tmp_path / "g.npy", "flat", section={"on_error": "stop"}))
