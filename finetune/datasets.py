@@ -6,7 +6,7 @@ from finetune.config import ClassifierConfig, keys_without_effect
 from mae_et.config.data import DataConfig
 from mae_et.curriculum.schedule import check_batch
 from mae_et.data.datasets import ImageDataset, open_dataset, why_unlabelled
-from mae_et.data.evenly_spaced import evenly_spaced
+from mae_et.data.evenly_spaced import drawn_evenly
 from mae_et.data.layout import Split, split_name
 from mae_et.data.sources.image_folder import classes_without_images
 from mae_et.errors import UserError, listed, refuse_unknown_classes
@@ -33,11 +33,11 @@ def open_labelled(
 
 
 def quick_look(source: ImageDataset, split: Split, max_images: int | None) -> Sequence[int]:
-    """Return the images to score: all, or at most `max_images`, evenly spaced; say how many."""
+    """Return the images to score: all, or at most `max_images`, drawn evenly; say how many."""
     if max_images is None or max_images >= len(source):
         return range(len(source))
-    notify(f"max_images: {max_images:,} of {len(source):,} {split} images, evenly spaced")
-    return evenly_spaced(len(source), max_images)
+    notify(f"max_images: {max_images:,} of {len(source):,} {split} images, drawn evenly")
+    return drawn_evenly(len(source), max_images)
 
 
 def open_splits(config: ClassifierConfig) -> Splits:

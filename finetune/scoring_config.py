@@ -79,7 +79,7 @@ class ProbeConfig(FeatureScoreConfig):
     """Score a frozen encoder on labelled data."""
 
     max_images: int | None = None
-    """Maximum number of images of each split, evenly spaced over it, for a quick look; all by
+    """Maximum number of images of each split, drawn evenly from it, for a quick look; all by
     default. The results name it among their settings."""
     untrained: bool = False
     """Whether to score the same encoder with freshly initialised weights too."""
@@ -113,7 +113,7 @@ class EvaluateConfig(ClassifierUseConfig):
     data: DataConfig | None = None
     """Labelled data; by default the data of the run."""
     max_images: int | None = None
-    """Maximum number of images, evenly spaced over the split, for a quick look; all by default. The
+    """Maximum number of images, drawn evenly from the split, for a quick look; all by default. The
     results name it among their settings."""
     output: Path | None = None
     """Folder for results.json, the confusion matrix and the scores of each class (CSV); by default

@@ -75,7 +75,7 @@ def extract_dataset_features(
         indices: images to encode, in this order; all by default.
         bandwidth: bandwidth of a low-pass filter applied to the images, along their shorter side;
             none by default.
-        max_images: without `indices`, the number of images to encode, evenly spaced, which a line
+        max_images: without `indices`, the number of images to encode, drawn evenly, which a line
             reports; all by default.
 
     Returns:

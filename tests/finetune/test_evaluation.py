@@ -91,10 +91,10 @@ def test_every_image_of_another_folder_without_splits_is_scored(run, tmp_path, c
     assert "classes matched by name" in said
 
 
-def test_a_quick_look_scores_evenly_spaced_images_of_all_classes(run, tmp_path, capsys) -> None:
+def test_a_quick_look_draws_images_of_all_classes(run, tmp_path, capsys) -> None:
     root = folder(tmp_path / "other", {name: name for name in COLOURS})
     results = score(run, root, max_images=8, output=tmp_path / "tables")
-    assert "max_images: 8 of 20 val images, evenly spaced" in capsys.readouterr().err
+    assert "max_images: 8 of 20 val images, drawn evenly" in capsys.readouterr().err
     assert (results["val_images"], results["settings"]) == (8, "max_images=8")
     assert results["provenance"]["val_images"] == 8
     with (tmp_path / "tables" / "classes.csv").open() as file:
