@@ -9,8 +9,10 @@ arXiv 2405.08768).
 """
 
 import math
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from mae_et.config.schema import CurriculumConfig, Preset, SharesOf, Stage
 from mae_et.curriculum.plan import Plan, PlannedStage
@@ -128,6 +130,7 @@ class Curriculum:
         dataset_size: int,
         batch_size: int,
         cost: Callable[[int], float] | None = None,
+        stretch: bool = False,
     ) -> Plan:
         """Resolve the curriculum to whole steps that add up to the budget within one step.
 
@@ -139,6 +142,7 @@ class Curriculum:
             dataset_size: images per epoch.
             batch_size: images per step, at most `dataset_size`.
             cost: maps a bandwidth to the cost of one image, in any unit; its area by default.
+            stretch: raise a budget that leaves a stage less than one step, to whole epochs.
 
         Raises:
             UserError: the dataset is empty, the batch is larger than the dataset, a cost is not
@@ -156,23 +160,42 @@ class Curriculum:
         )
         # The unit of the budget is one image at the base size, or one image of any size.
         units = [c / base_cost if self.shares_of == "compute" else 1.0 for c in costs]
-        total = math.fsum(stage.share for stage in self.stages)
-        planned: list[PlannedStage] = []
-        start, due, spent = 0, 0.0, 0.0
-        for index, (stage, unit) in enumerate(zip(self.stages, units, strict=True)):
-            due += epochs * dataset_size * stage.share / total
-            steps = round((due - spent) / (unit * batch_size))
-            if steps < 1:
+        steps = self._steps(epochs * dataset_size, batch_size, units)
+        if min(steps) < 1:
+
+            def fits(epochs: float, batch: int) -> bool:
+                return min(self._steps(epochs * dataset_size, batch, units)) >= 1
+
+            least = _first(range(1, 10**6), lambda each: fits(each, batch_size))
+            if not (stretch and least):
+                most = _first(range(batch_size, 0, -1), lambda each: fits(epochs, each))
+                advice = [f"at least {least} epochs"] * bool(least)
+                advice += [f"a batch of at most {most}"] * bool(most)
+                index = next(index for index, count in enumerate(steps) if count < 1)
                 raise UserError(
                     f"curriculum.epochs {epochs:g} leaves stage {index + 1} (bandwidth "
-                    f"{stage.bandwidth}) less than one step of {batch_size} images"
+                    f"{self.stages[index].bandwidth}) less than one step of {batch_size} images"
+                    + f": give {', or '.join(advice)}"
+                    * bool(advice)
                 )
-            spent += steps * unit * batch_size
-            planned.append(
-                PlannedStage(index, stage.bandwidth, stage.magnitude, start, steps, costs[index])
-            )
-            start += steps
+            steps = self._steps(least * dataset_size, batch_size, units)
+        starts = [0, *accumulate(steps)]
+        planned = [
+            PlannedStage(i, stage.bandwidth, stage.magnitude, starts[i], steps[i], costs[i])
+            for i, stage in enumerate(self.stages)
+        ]
         return Plan(tuple(planned), self.base, base_cost, batch_size, dataset_size)
+
+    def _steps(self, images: float, batch_size: int, units: Sequence[float]) -> list[int]:
+        """Return the steps of each stage of a budget in images of the base size."""
+        total = math.fsum(stage.share for stage in self.stages)
+        found: list[int] = []
+        due, spent = 0.0, 0.0
+        for stage, unit in zip(self.stages, units, strict=True):
+            due += images * stage.share / total
+            found.append(round((due - spent) / (unit * batch_size)))
+            spent += found[-1] * unit * batch_size
+        return found
 
     def with_budget(self, plan: Plan, epochs: float) -> Plan:
         """Lengthen or shorten the last stage of a plan to another budget; others are unchanged.
@@ -197,6 +220,12 @@ class Curriculum:
                 f"stages before it, which stay as they are, end at step {last.start:,}"
             )
         return replace(plan, stages=(*earlier, replace(last, steps=steps)))
+
+
+def _first(numbers: range, fits: Callable[[int], bool]) -> int | None:
+    """Return the first number from which numbers fit, or nearly so; None if none does."""
+    place = bisect_left(numbers, True, key=fits)  # rounding makes exceptions
+    return next(filter(fits, numbers[place : place + 100]), None)
 
 
 def check_batch(batch_size: int, dataset_size: int) -> None:

@@ -53,7 +53,10 @@ def continued_plan(config: RunConfig, before: Plan) -> Plan:
 
 
 def make_plan(
-    config: PretrainConfig, dataset_size: int, curriculum: Curriculum | None = None
+    config: PretrainConfig,
+    dataset_size: int,
+    curriculum: Curriculum | None = None,
+    stretch: bool = False,
 ) -> Plan:
     """Resolve a config's curriculum for a dataset, ignoring `continues`."""
     curriculum = curriculum or curriculum_of(config)
@@ -65,7 +68,7 @@ def make_plan(
             "synthetic one, because neither data.root nor data.name is given)"
         )
     cost = image_cost(config.model) if config.curriculum.cost == "flops" else None
-    return curriculum.plan(config.curriculum.epochs, dataset_size, batch, cost)
+    return curriculum.plan(config.curriculum.epochs, dataset_size, batch, cost, stretch)
 
 
 def resumed_plan(config: RunConfig, saved: dict[str, Any] | None, planned: Plan) -> Plan:

@@ -23,7 +23,7 @@ from mae_et.io.atomic import refuse_unwritable
 from mae_et.monitoring.image_grid import save_png
 from mae_et.monitoring.preview import TrainingView, preview_image
 from mae_et.runtime.console import notify
-from mae_et.training.plan import plan_new_run
+from mae_et.training.plan import make_plan, plan_new_run
 
 ROWS = 6
 """Maximum number of rows; drawing them takes well under a second."""
@@ -88,7 +88,8 @@ def preview(config: PretrainConfig, path: Path) -> Path:
             f"there are {images} images, fewer than optim.batch_size {batch}: batches of {images}"
         )
         config = replace(config, optim=replace(config.optim, batch_size=images))
-    plan = plan_new_run(config, images)
+    new = config.continues is None  # whose views do not depend on the budget
+    plan = make_plan(config, images, stretch=True) if new else plan_new_run(config, images)
     drawn = draw_preview(config, plan, TrainDataset.from_config(config, source, plan))
     if drawn is None:
         raise UserError("none of the first images of the training split can be read")

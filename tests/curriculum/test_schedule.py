@@ -140,8 +140,18 @@ def test_impossible_plans_raise_a_user_error() -> None:
     curriculum = Curriculum.preset("etpp", 224, 16)
     with pytest.raises(UserError, match="larger than the dataset of 100 images"):
         curriculum.plan(10, 100, 101)
-    with pytest.raises(UserError, match="less than one step"):
-        curriculum.plan(0.01, 1000, 1000)
+    with pytest.raises(UserError, match="less than one step") as caught:
+        curriculum.plan(2, 50, 32)
+    advice = r"give at least (\d+) epochs, or a batch of at most (\d+)$"
+    found = re.search(advice, str(caught.value))
+    assert found is not None
+    least, most = map(int, found.groups())
+    curriculum.plan(least, 50, 32)
+    curriculum.plan(2, 50, most)
+    for epochs, batch in ((least - 1, 32), (2, most + 1)):
+        with pytest.raises(UserError, match="less than one step"):
+            curriculum.plan(epochs, 50, batch)
+    assert curriculum.plan(2, 50, 32, stretch=True) == curriculum.plan(least, 50, 32)
     with pytest.raises(UserError, match="batch_size must be positive"):
         curriculum.plan(1, 100, 0)
     for epochs in (1.01e7, 1e308, math.nan):  # a billion steps are the most

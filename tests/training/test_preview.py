@@ -96,7 +96,7 @@ def test_a_folder_smaller_than_the_batch_is_drawn_and_the_line_says_so(
     tiny, tmp_path, capsys
 ) -> None:
     notify.cache_clear()
-    config = tiny("--data.synthetic_train=5")
+    config = tiny("--data.synthetic_train=5", "--curriculum.epochs=0.1")  # of less than a step
     assert preview(config, tmp_path / "preview.png").exists()
     assert "5 images, fewer than optim.batch_size 12: batches of 5\n" in capsys.readouterr().err
 
