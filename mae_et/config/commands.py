@@ -58,12 +58,12 @@ class ExportConfig:
     checkpoint: Path
     """Run folder (of pre-training or of a classifier), checkpoint, or file of released weights."""
     format: Format
-    """timm: safetensors of the encoder, or, of a run on model.backbone, a folder that timm opens as
-    local-dir:FOLDER; hf: folder for transformers (ViTMAEForPreTraining; ViTModel where that cannot
-    hold the decoder); mae: .pth in the layout of facebookresearch/mae. A classifier keeps its head
-    (hf: where it classifies by the class token)."""
+    """timm: folder that timm opens as local-dir:FOLDER, or, if output ends in .safetensors, a file
+    of weights; hf: folder for transformers (ViTMAEForPreTraining; ViTModel where that cannot hold
+    the decoder); mae: .pth in the layout of facebookresearch/mae. A classifier keeps its head (hf:
+    where it classifies by the class token)."""
     output: Path
-    """File to write (timm, mae), or folder (hf, and timm of a run on model.backbone)."""
+    """Folder to write (timm, hf), or file (mae; timm: FILE.safetensors)."""
     checkpoint_key: str | None = None
     """Which of several sets of weights in a file, such as teacher."""
     encoder_num_heads: int | None = None

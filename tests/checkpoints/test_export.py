@@ -12,7 +12,7 @@ from tiny_run import GOLDEN
 
 from finetune import ClassifierConfig, EvaluateConfig, classify, evaluate
 from finetune.config import Probe
-from mae_et import UserError, export, load_config, load_pretrained, mask_from_noise
+from mae_et import UserError, export, load_config, load_encoder, load_pretrained, mask_from_noise
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.checkpoints.writers.hugging_face import assumed_preprocessing, image_processor
@@ -44,6 +44,19 @@ def test_timm_loads_the_encoder_strictly_and_gives_the_golden_features(golden, t
     encoder.load_state_dict(load_file(path), strict=True)
     with torch.no_grad():
         same(encoder.eval().forward_features(golden["images"]), golden["features_unmasked"])
+
+
+def test_timm_opens_the_folder_of_an_encoder_with_the_statistics_of_its_images(
+    golden, tmp_path, capsys
+) -> None:
+    folder = export(TINY, "timm", tmp_path / "vit", **HEADS)
+    assert "records no statistics; config.json has ImageNet's" in capsys.readouterr().err
+    encoder = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with torch.no_grad():
+        same(encoder.forward_features(golden["images"]), golden["features_unmasked"])
+    images = timm.data.resolve_model_data_config(encoder)
+    assert (images["input_size"], images["mean"]) == ((3, 64, 64), [0.485, 0.456, 0.406])
+    same(load_encoder(folder).forward_features(golden["images"]), golden["features_unmasked"])
 
 
 def test_the_mae_layout_has_the_released_file_s_names_and_tensors(tmp_path) -> None:
@@ -183,6 +196,7 @@ def test_a_classifier_gives_the_same_logits_from_every_layout_that_holds_it(
     elif source == "released .pth":
         torch.save({"model": network.state_dict()}, tmp_path / "released.pth")
         checkpoint = tmp_path / "released.pth"
+    heads = None if source == "run folder" else HEADS["encoder_num_heads"]
     images = torch.randn(2, 3, 96, 96)
     with torch.no_grad():
         logits = network(images)
@@ -198,6 +212,14 @@ def test_a_classifier_gives_the_same_logits_from_every_layout_that_holds_it(
     # A probe's normalisation is folded into the head; all else is to the bit.
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if probe == "linear" else {"rtol": 0, "atol": 0}
     torch.testing.assert_close(found, logits, **tolerance)
+
+    folder = export(checkpoint, "timm", tmp_path / "folder", heads)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    opened = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(opened(images), logits, **tolerance)
+    about = json.loads((folder / "config.json").read_text())
+    assert about.get("label_names") == (list("abcdefg") if source == "run folder" else None)
 
     if pool == "mean":
         with pytest.raises(UserError, match=r"this classifier has \w+ pooling: use timm"):

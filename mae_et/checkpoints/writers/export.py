@@ -1,7 +1,8 @@
 """Write a checkpoint in the layouts of other libraries, which open it without conversion.
 
-timm: safetensors of a `VisionTransformer`. mae: a `.pth` in the layout of facebookresearch/mae. hf:
-a folder for transformers' ViTMAEForPreTraining, ViTModel or ViTForImageClassification.
+timm: a folder for `timm.create_model`, or its safetensors alone. mae: a `.pth` in the layout of
+facebookresearch/mae. hf: a folder for transformers' ViTMAEForPreTraining, ViTModel or
+ViTForImageClassification.
 
 A masked autoencoder is rebuilt first, which checks it. A classifier's tensors are written
 unchanged: its positions may be trained, or of another size.
@@ -14,16 +15,19 @@ from typing import get_args
 
 import torch
 
-from mae_et.checkpoints.encoders import create_vit_of
+from mae_et.checkpoints.encoders import build_vit_of, create_vit_of
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.layouts.dinov2_head import has_dinov2_head
 from mae_et.checkpoints.layouts.mae import MAE_DECODER, fold_probe, head_entries
 from mae_et.checkpoints.load import masked_autoencoder
+from mae_et.checkpoints.preprocessing import Preprocessing
 from mae_et.checkpoints.state_dicts import Tensors, describe_mismatch
 from mae_et.checkpoints.weights import DEFAULT_EPS, Weights
 from mae_et.checkpoints.writers.hugging_face import decoder_with_positions, write_hugging_face
 from mae_et.checkpoints.writers.tensor_files import write_safetensors, write_torch
+from mae_et.checkpoints.writers.timm_folder import write_timm_folder
 from mae_et.config.commands import Format
+from mae_et.config.data import DataConfig
 from mae_et.errors import UserError
 from mae_et.io.atomic import refuse_unwritable
 from mae_et.models.mae import MaskedAutoencoder
@@ -60,7 +64,7 @@ def export(
         checkpoint: run folder, checkpoint, or file of released weights, of a masked autoencoder or
             a ViT classifier (for its run folder, the last weights are written).
         format: `timm`, `hf` or `mae`.
-        path: file to write, or folder for `hf`.
+        path: file to write (`mae`, and `timm` if it ends in .safetensors), or folder.
         encoder_num_heads: attention heads of the encoder, required if the checkpoint does not
             record them and its width is not a published one.
         decoder_num_heads: attention heads of the decoder, likewise.
@@ -87,11 +91,25 @@ def export(
     else:
         model = masked_autoencoder(weights, decoder=format != "timm")
     encoder = weights.encoder if model is None else dict(model.encoder.state_dict())
+    head = fold_probe(weights.head)
     with refuse_unwritable(str(path)):
         if format == "hf":
             write_hugging_face(path, weights, model)
+        elif format == "timm" and path.suffix == ".safetensors":
+            write_safetensors(encoder | head, path, weights.entries())
         elif format == "timm":
-            write_safetensors(encoder | fold_probe(weights.head), path, weights.entries())
+            plain_head = {name.removeprefix("head."): tensor for name, tensor in head.items()}
+            plain = replace(weights, head=plain_head)
+            network = build_vit_of(plain, head=True) if model is None else model.encoder
+            size = network.patch_embed.img_size
+            known = weights.preprocessing
+            if known is None:
+                known = Preprocessing.of_run(DataConfig(), size)
+                say(f"{path}: {checkpoint} records no statistics; config.json has ImageNet's")
+            images = (network.patch_embed.proj.in_channels, *size)
+            tensors, entries = encoder | head, weights.entries()
+            classes = None if weights.classes is None else list(weights.classes)
+            write_timm_folder(path, network, tensors, images, known, classes, entries)
         else:
             _check_mae_encoder(encoder)
             rest = head_entries(weights.head) if model is None else _mae_decoder(model)
@@ -102,10 +120,11 @@ def export(
 def _check_place(format: Format, path: Path) -> None:  # noqa: A002
     """Refuse suffixes of other file types, and paths that would overwrite a run's files."""
     if path.suffix in ENDINGS_OF_OTHERS[format]:
-        kind = {"timm": "a .safetensors file", "mae": "a .pth file", "hf": "a folder"}[format]
+        kind = {"timm": "a folder or .safetensors", "mae": "a .pth file", "hf": "a folder"}[format]
         raise UserError(f"output {path}: format {format} writes {kind}")
-    place = path if format == "hf" else path.parent
-    if (place / "plan.json").is_file() and (format == "hf" or path.name in WEIGHTS_OF_RUNS):
+    is_folder = format == "hf" or (format == "timm" and path.suffix != ".safetensors")
+    place = path if is_folder else path.parent
+    if (place / "plan.json").is_file() and (is_folder or path.name in WEIGHTS_OF_RUNS):
         raise UserError(f"output {path} would overwrite a file of the run: give another output")
 
 
