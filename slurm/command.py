@@ -16,6 +16,7 @@ from mae_et.config.schema import RunConfig
 from mae_et.config.words import replace_config_names
 from mae_et.data.datasets import ROOTED
 from mae_et.errors import UserError
+from mae_et.runtime.console import say
 
 TRAININGS = ("pretrain", "finetune", "supervised")
 PROBES = ("knn", "linear-probe")
@@ -122,7 +123,7 @@ def follow_up(first: Task, words: str) -> Task:
         given = [f"--config={recipe}"] if recipe else []
         return parse_task(first.command_line, kind, [*given, *start, f"--output={folder}"])
     recipe = recipe or _recipe_of(first)
-    given = [f"--config={recipe}", *start, f"--output.dir={folder}"]
+    given = [*([f"--config={recipe}"] if recipe else []), *start, f"--output.dir={folder}"]
     found = parse_task(first.command_line, kind, given)
     if found.config.model.probe != "none":
         given[-1] += f"-{found.config.model.probe}"  # as without submit
@@ -141,13 +142,16 @@ def _written(value: Any) -> str:
 
 
 def _recipe_of(first: Task) -> str:
+    """Return the recipe for an encoder; empty for the defaults of fine-tuning, with a line."""
     encoder = getattr(first.config.model, "encoder", "")
     for start, recipe in RECIPES.items():
         if encoder.startswith(start):
             return recipe
-    raise UserError(
-        f"--then finetune: no recipe for {encoder!r}; pass one, as in finetune=my_recipe.yaml"
+    say(
+        f"--then finetune: no recipe for {encoder!r}, so its defaults, without augmentation; pass "
+        "another, as in finetune=finetune/small"
     )
+    return ""
 
 
 def sweep_tasks(first: Task, sweep: Sequence[str]) -> list[Task]:

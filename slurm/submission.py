@@ -79,7 +79,8 @@ def submit(
         )
     if cluster.executor != "slurm" and (len(groups) > 1 or cluster.dependency):
         raise UserError(
-            f"--then, --sweep and --dependency need SLURM, not executor {cluster.executor}"
+            f"--then, --sweep and --dependency need SLURM, not executor {cluster.executor}: run "
+            "the commands in turn, as in docs/slurm.md (Without SLURM)"
         )
     preflight.check_path(first.folder)
     for start in {run.start for run in runs}:

@@ -1,5 +1,6 @@
 """Reword the config parser's errors for users."""
 
+import dataclasses
 import re
 from typing import Any, Literal, get_args, get_origin
 
@@ -30,6 +31,10 @@ _WRONG_SECTION = re.compile(
     r'(?:Parser key "(?P<key>[\w.]+)": )?Does not validate against any of the Union subtypes '
     r"Subtypes: \[(?:NoneType, )?[\w.]+Config(?:, NoneType)?\] Errors: (?:- Expected a NoneType )?"
     r"- (?:Problem with given class_path '[\w.]+': )?(?P<inner>.*) Given value type: .*"
+)
+# An item of a list of sections, such as curriculum.stages.
+_WRONG_ITEM = re.compile(
+    r'Parser key "(?P<key>[\w.]+)": Problem with given class_path \'[\w.]+\': (?P<inner>.*)'
 )
 # Errors of jsonargparse for an invalid config, and of checks for unusual numbers.
 REFUSALS = (ArgumentError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError)
@@ -64,10 +69,12 @@ def one_sentence(error: BaseException | str, config: Any = None) -> str:
     A list of words is suggested as such (`[fp32, bf16]`) if the kind is given.
     """
     message = re.sub(r"<class '([\w.]+)'>|typing\.(?=Literal)", r"\1", one_line(error))
-    section = _WRONG_SECTION.fullmatch(message)
+    section = _WRONG_SECTION.fullmatch(message) or _WRONG_ITEM.fullmatch(message)
     if section:
         key, inner = section["key"], section["inner"].removesuffix(" - Expected a NoneType")
-        option = re.fullmatch(r"Option '(\w+)' is not accepted", inner)
+        option = re.fullmatch(r"Option '(\w+)(?::(.*))?' is not accepted", inner)
+        if option and option[2]:
+            return f"{key}: write `{option[1]}: {option[2]}`, with a space"
         if option:
             return f"there is no key {key}.{option[1]}"
         return one_sentence(inner.replace('Parser key "', f'Parser key "{key}.', 1), config)
@@ -82,6 +89,8 @@ def one_sentence(error: BaseException | str, config: Any = None) -> str:
     if item is str or get_origin(item) is Literal:
         words = get_args(item) or (wrong["value"],)
         kinds = kinds.replace("[1, 2]", f"[{', '.join(words)}]")
+    if dataclasses.is_dataclass(item):
+        kinds = kinds.replace("[1, 2]", f"[{{{dataclasses.fields(item)[0].name}: 1}}]")
     return f"{wrong['key']} must be {kinds}, got {wrong['value']}"
 
 

@@ -45,7 +45,7 @@ class CurriculumConfig:
     """constant: plain MAE; et: EfficientTrain (ICCV 2023); etpp, etpp_deit, etpp_convnext:
     EfficientTrain++ (TPAMI 2024); custom: the stages given."""
     stages: tuple[Stage, ...] = ()
-    """Stages of a custom curriculum."""
+    """Stages of a custom curriculum: '[{bandwidth: 64, share: 2}, {bandwidth: 128, share: 8}]'."""
     shares_of: SharesOf = "compute"
     """Quantity that the shares of a custom curriculum divide."""
     epochs: float = key(400, "branch", "extend", "search", "common")

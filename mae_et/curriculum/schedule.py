@@ -231,11 +231,13 @@ def _first(numbers: range, fits: Callable[[int], bool]) -> int | None:
 def check_batch(batch_size: int, dataset_size: int) -> None:
     """Refuse a batch that a dataset cannot fill."""
     require(dataset_size > 0, "the dataset is empty")
+    small = 1 << max(dataset_size // 4, 1).bit_length() - 1  # at least four steps in an epoch
     require(batch_size > 0, f"optim.batch_size must be positive, got {batch_size}")
     require(
         batch_size <= dataset_size,
         f"optim.batch_size {batch_size} is larger than the dataset of {dataset_size} images: give "
-        "a smaller one (the learning rate scales with it)",
+        f"a smaller one (the learning rate scales with it), such as {small}, or start from the "
+        "recipes for small datasets, pretrain/small and finetune/small",
     )
 
 

@@ -43,7 +43,6 @@ def test_training_that_requests_no_gpu_is_reported_and_the_lab_s_cluster_is_the_
      ("--output.dir=tiny.yaml/run", "output.dir tiny.yaml/run: Not a directory"),
      ("--output.dir=run%j", "contains %"),
      ("--optim.base_lr=fast", "optim.base_lr"),
-     ("--then=finetune", "no recipe"),
      ("--cluster=nowhere", "there is no cluster 'nowhere'"),
      ("--time=soon", "time must read like"),
      ("--sweep=seed", "--sweep must read like"),
@@ -122,6 +121,20 @@ def test_a_missing_checkpoint_is_reported_and_may_be_another_job_s(place, capsys
     assert main(["submit", "finetune", "runs/a", folder, *wait]) == 0
     assert main(["submit", "pretrain", *RUN, "--executor=local", *wait]) == 2
     assert "--dependency need SLURM" in capsys.readouterr().err
+    assert (
+        main(
+            [
+                "submit",
+                "pretrain",
+                *RUN,
+                "--data.synthetic_train=2000",
+                "--then=finetune",
+                "--dry-run",
+            ]
+        )
+        == 0
+    )
+    assert "no recipe for 'vit_tiny_patch16_224', so its defaults" in capsys.readouterr().err
 
 
 def test_what_the_job_would_refuse_is_refused_before_it(place: Path, capsys) -> None:
