@@ -13,7 +13,8 @@ from mae_et.config.data import DataConfig
 from mae_et.config.probe import OnlineProbeConfig
 from mae_et.config.schema import OutputConfig, PretrainConfig, RunConfig
 from mae_et.data.datasets import ROOTED, ImageDataset, count_unlabelled, open_dataset
-from mae_et.data.layout import check_outside
+from mae_et.data.layout import check_outside, split_folder
+from mae_et.errors import UserError
 from mae_et.io.metrics_file import METRICS
 from mae_et.io.score_records import RESULTS
 from mae_et.monitoring.figures import short
@@ -74,9 +75,22 @@ def open_training_images(
     say_facts(data=describe_data(config.data, source))
     if config.continues is None:
         make_plan(config, len(source))  # refused before PyTorch is loaded
+    if source.classes and config.data.source == "folder" and config.data.root is not None:
+        _report_missing_val(config.data)
     if config.probe.every is None and config.probe != OnlineProbeConfig():
         notify("keys of probe have no effect without probe.every")
     return source
+
+
+def _report_missing_val(data: DataConfig) -> None:
+    """Print a line if scores of the run will lack validation images."""
+    try:
+        split_folder(data, "val")
+    except UserError:
+        notify(
+            f"data.root {data.root} has no {data.val_split} split, which scores need: add one, or "
+            f"hold out a fifth with --data.root {split_folder(data, 'train')}"
+        )
 
 
 def describe_data(config: DataConfig, source: ImageDataset) -> str:

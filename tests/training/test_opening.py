@@ -1,9 +1,11 @@
 """What a run says of itself at its start."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from image_files import encoded, write_shard
+from PIL import Image
 
 import mae_et
 from mae_et.pretraining import Pretraining
@@ -99,3 +101,22 @@ def test_images_without_a_label_are_counted_in_a_cached_dataset_too(tiny, tmp_pa
         mae_et.pretrain(config, stop_after_step=1)
         said = block(capfd.readouterr().err)["data"]
         assert said.endswith("training split: 13 images, 2 classes, 1 without a label")
+
+
+def test_images_that_scores_will_lack_or_training_leaves_out_are_announced(
+    tiny, tmp_path: Path, capsys
+) -> None:
+    for number in range(30):
+        path = tmp_path / "images" / "train" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32)).save(path)
+    root, flat = tmp_path / "images", tmp_path / "images" / "train" / "a"
+    open_training_images(tiny("--data.name=folder", f"--data.root={root}"))
+    sentence = f"data.root {root} has no val split, which scores need: add one, or hold out a fifth"
+    assert f"{sentence} with --data.root {root / 'train'}\n" in capsys.readouterr().err
+    open_training_images(tiny("--data.name=folder", f"--data.root={flat}"))
+    found = capsys.readouterr().err
+    assert "3 of 15 are held out as val (--data.train_split . trains on all)\n" in found
+    assert "scores need" not in found
+    flags = ("--data.name=folder", f"--data.root={flat}", "--data.train_split=.")
+    assert len(open_training_images(tiny(*flags))) == 15

@@ -110,6 +110,7 @@ def _open_part(config: DataConfig, split: Split, channels: int) -> "ImageFolder"
         raise UserError(f"data.root {root} has too few images: one must be held out as val")
     files, labels = [listing.names[i] for i in chosen], [labels[i] for i in chosen]
     parted = f"no split folders, so {len(held_out)} of {len(listing.names)} are held out as val"
+    parted += " (--data.train_split . trains on all)" * (split == "train" and not classes)
     _report(config, split, root, listing, labels, classes, parted)
     return ImageFolder(files, labels, classes, channels, root, config.max_value)
 
