@@ -129,7 +129,8 @@ class ClassifierOutputConfig(OutputConfig):
     defaults to RUN/finetune (a probe to RUN/finetune-linear or -attentive), and from other weights
     to runs/finetune-NAME."""
     evaluate_every: Duration | None = key("10%", "common")
-    """Interval between evaluations on the validation split; null turns them off."""
+    """Interval between evaluations on the validation split, where given as a share at least an
+    epoch; null turns them off."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

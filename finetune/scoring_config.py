@@ -18,7 +18,8 @@ class FrozenNetworkConfig(ProcessConfig):
 
     checkpoint: Path
     """Run folder, checkpoint, file of released weights (MAE's or timm's layout), Hugging Face
-    folder (ViTMAE, ViT, DINOv2), or name of a timm vision transformer."""
+    folder (ViTMAE, ViT, DINOv2), or name of a timm model. Networks other than ViTs give their
+    pooled features."""
     architecture: str | None = None
     """timm's name of the checkpoint's network, needed if its weights do not determine it (CLIP,
     SwiGLU, distilled DeiT)."""

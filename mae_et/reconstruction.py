@@ -31,11 +31,11 @@ def reconstruct(config: ReconstructConfig) -> Path:
     weights = load_weights(config.checkpoint, config.checkpoint_key)
     weights = weights.with_given(config.encoder_num_heads, config.decoder_num_heads, config.target)
     run = weights.config
-    if run is None and not config.images:
-        raise UserError("images must be given for a checkpoint that is not a run of mae-et")
     model = masked_autoencoder(weights)
     if model.decoder is None:
         raise UserError(f"{config.checkpoint} has no decoder: it cannot reconstruct")
+    if run is None and not config.images:
+        raise UserError("images must be given for a checkpoint that is not a run of mae-et")
     size = model.base_grid[0] * model.patch
     bandwidth = config.bandwidth or size
     if bandwidth % model.patch or not 0 < bandwidth <= size:

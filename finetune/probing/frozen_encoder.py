@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from finetune.image_size import Size, check_tiles, height_and_width, patch_side
+from finetune.probing.pooled_backbone import PooledBackbone, kind_of
 from finetune.run_folder import check_scored_data, no_data, read_classifier_config
 from finetune.scoring_config import FrozenNetworkConfig
-from mae_et.checkpoints.encoders import encoder_of_weights, named_encoder
+from finetune.training.model import load_run_network
+from mae_et.checkpoints.encoders import encoder_of_weights, named_network, returns_tokens
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.checkpoints.preprocessing import Preprocessing, report_preprocessing
 from mae_et.checkpoints.source import recognise
+from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.checkpoints.weights import Weights
 from mae_et.config.data import DataConfig
 from mae_et.config.model import ModelConfig
@@ -29,7 +32,7 @@ class FrozenEncoder:
     """An encoder, and the settings that probes need."""
 
     network: Any
-    """timm vision transformer, in evaluation mode."""
+    """timm vision transformer, or a `PooledBackbone`, in evaluation mode."""
     encode: Callable[[Tensor], Tensor]
     """From normalised images [B C H W] to tokens [B P+N D]."""
     image_size: tuple[int, int]
@@ -68,13 +71,15 @@ class FrozenEncoder:
         if image_size is None:
             return self
         size = height_and_width(image_size)
-        check_tiles(image_size, self.patch, "image_size")
+        if not isinstance(self.network, PooledBackbone):
+            check_tiles(image_size, self.patch, "image_size")
         if size != self.image_size and not self.takes_any_size:
             try:
                 self.network.set_input_size(img_size=size)
             except (AssertionError, AttributeError) as error:  # hybrids, networks without it
-                kind = type(self.network).__name__
-                raise UserError(f"image_size: timm cannot resize this {kind}") from error
+                raise UserError(
+                    f"image_size: timm cannot resize this {kind_of(self.network)}"
+                ) from error
         return replace(self, image_size=size, resized=size != self.image_size)
 
 
@@ -114,11 +119,19 @@ def open_encoder(
     """
     source = recognise(Path(checkpoint), checkpoint_key, architecture)
     if source.is_named:
-        return replace(_of_network(named_encoder(source)), preprocessing=source.preprocessing())
+        recorded = source.preprocessing()
+        size = recorded.image_size if recorded else None
+        return replace(_of_network(named_network(source), size), preprocessing=recorded)
+    run = read_classifier_config(source.path)
+    if run is not None and run.model.backbone is not None:
+        tensors = read_weight_file(source.path / "model.safetensors")
+        network = load_run_network(run.model, source.path, tensors)
+        if not returns_tokens(network):
+            pooled = _of_network(network, run.model.image_size)
+            return replace(pooled, preprocessing=source.preprocessing(), data=run.data)
     weights = load_weights(source.path, checkpoint_key).with_given(encoder_num_heads)
     encoder = replace(frozen_encoder_from_weights(weights), preprocessing=weights.preprocessing)
-    classifier = read_classifier_config(source.path)
-    return encoder if classifier is None else replace(encoder, data=classifier.data)
+    return encoder if run is None else replace(encoder, data=run.data)
 
 
 def frozen_encoder_from_weights(weights: Weights) -> FrozenEncoder:
@@ -155,10 +168,18 @@ def _initialise_as_trained(model: MaskedAutoencoder, config: ModelConfig) -> Non
     model.encoder.load_state_dict(whole.encoder.state_dict())
 
 
-def _of_network(network: Any) -> FrozenEncoder:
-    height, width = network.patch_embed.img_size
+def _of_network(network: Any, image_size: Size | None = None) -> FrozenEncoder:
+    """Return a timm network; the size is that of its images, if it takes any."""
+    network.eval()
     fresh = getattr(network, "init_weights", None) or partial(refuse_to_initialise, network)
-    return FrozenEncoder(network, network.forward_features, (height, width), fresh)
+    if returns_tokens(network):
+        height, width = network.patch_embed.img_size
+        return FrozenEncoder(network, network.forward_features, (height, width), fresh)
+    size = height_and_width(image_size or network.default_cfg["input_size"][1:])
+    pooled, of_one_size = PooledBackbone(network), network.default_cfg.get("fixed_input_size")
+    return FrozenEncoder(
+        pooled, pooled.forward_features, size, fresh, takes_any_size=not of_one_size
+    )
 
 
 def refuse_to_initialise(network: Any) -> None:

@@ -10,14 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from finetune.probing.frozen_encoder import FrozenEncoder
+from finetune.probing.pooled_backbone import kind_of
 from mae_et.errors import UserError
 
 
 def block_indices(encoder: FrozenEncoder, layers: Sequence[int]) -> list[int]:
     """Return the indices of blocks counted from 1, or from -1, the last."""
+    if not layers:
+        return []
     blocks = getattr(encoder.network, "blocks", None)
     if blocks is None or not hasattr(encoder.network, "norm"):
-        raise UserError(f"layers: a {type(encoder.network).__name__} has no list of blocks")
+        raise UserError(f"layers: a {kind_of(encoder.network)} has no list of blocks")
     depth = len(blocks)
     for layer in layers:
         if not 1 <= abs(layer) <= depth:

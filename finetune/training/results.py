@@ -27,10 +27,13 @@ from mae_et.training.session import write_results
 
 
 class PeriodicEvaluation(Periodic):
-    """Score a split every `output.evaluate_every` and at the end."""
+    """Score a split every `output.evaluate_every` (a share: at least an epoch) and at the end."""
 
     def __init__(self, run: Run, every: Duration, val: ImageDataset):
         super().__init__(run, every)
+        if str(every).endswith("%"):  # a short run would score as often as it trains
+            epoch = -(-run.plan.dataset_size // run.plan.batch_size)
+            self.every = max(self.every, epoch)
         self.val = val
 
     def do(self, logger: RunLogger | None) -> None:

@@ -56,22 +56,27 @@ def load_encoder(
     """
     source = recognise(Path(checkpoint), checkpoint_key, architecture)
     if source.is_named:
-        return named_encoder(source)
+        network = named_network(source)
+        if not returns_tokens(network):
+            raise UserError(
+                f"{checkpoint} is not a vision transformer: it returns no list of tokens"
+            )
+        return network
     weights = load_weights(source.path, checkpoint_key)
     return encoder_of_weights(weights.with_given(encoder_num_heads))
 
 
-def named_encoder(source: Source) -> Any:
-    """Build or fetch an encoder that timm builds by name; see `load_encoder`."""
-    path = source.path
+def named_network(source: Source) -> Any:
+    """Build or fetch a network that timm builds by name, without a head."""
     if source.architecture is None:
-        network = fetch_from_hub(str(path), num_classes=0)
-    else:
-        network = build_named(source)
+        return fetch_from_hub(str(source.path), num_classes=0).eval()
+    return build_named(source).eval()
+
+
+def returns_tokens(network: Any) -> bool:
+    """Return whether `forward_features` of a timm network returns tokens, as a ViT's."""
     sized = getattr(getattr(network, "patch_embed", None), "img_size", None) is not None
-    if not sized or not hasattr(network, "num_prefix_tokens"):
-        raise UserError(f"{path} is not a vision transformer: it returns no list of tokens")
-    return network.eval()
+    return sized and hasattr(network, "num_prefix_tokens")
 
 
 def encoder_of_weights(weights: Weights) -> VisionTransformer:

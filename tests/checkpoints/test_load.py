@@ -2,6 +2,7 @@ import argparse
 from pathlib import Path, PosixPath
 
 import pytest
+import timm
 import torch
 from flipped import flipped
 from safetensors.torch import save as safetensors_bytes
@@ -15,6 +16,8 @@ from mae_et.checkpoints.layouts.mae import split_mae
 from mae_et.checkpoints.load import num_heads_of
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.checkpoints.weights import Weights
+from mae_et.config.commands import ReconstructConfig
+from mae_et.reconstruction import reconstruct
 from mae_et.runtime.console import notify
 
 
@@ -27,6 +30,15 @@ def test_heads_that_the_weights_do_not_determine_must_be_given() -> None:
         load_pretrained(GOLDEN / "mae_tiny_released_format.pth")
     with pytest.raises(UserError, match=r"give decoder_num_heads$"):
         load_pretrained(GOLDEN / "mae_tiny_released_format.pth", encoder_num_heads=3)
+
+
+def test_a_classifier_is_refused_before_images_are_asked_for(tmp_path: Path) -> None:
+    network = timm.create_model("vit_base_patch16_224", num_classes=4, img_size=32, patch_size=8,
+                                embed_dim=48, depth=1, num_heads=3)  # fmt: skip
+    torch.save(network.state_dict(), tmp_path / "vit.pth")
+    config = ReconstructConfig(tmp_path / "vit.pth", encoder_num_heads=3)
+    with pytest.raises(UserError, match="holds a classifier"):
+        reconstruct(config)
 
 
 def test_an_encoder_alone_loads_and_refuses_to_reconstruct(tmp_path: Path) -> None:

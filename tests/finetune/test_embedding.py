@@ -19,6 +19,7 @@ from PIL import Image
 from randomised import randomised
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 
 from finetune import EmbedConfig, embed
 from finetune.embedding import resumable
@@ -157,6 +158,22 @@ def test_layers_and_sizes_are_those_of_timm(place, network, tmp_path) -> None:
     ):
         with pytest.raises(UserError, match=said):
             embed(config(place, tmp_path / "h.npy", **wrong))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "swin_tiny_patch4_window7_224"])
+def test_features_of_other_backbones_are_timm_s_before_the_head(place, tmp_path, name) -> None:
+    narrow = {"embed_dim": 24, "depths": (1, 1, 1, 1), "img_size": 64} if "swin" in name else {}
+    network = randomised(timm.create_model(name, num_classes=3, **narrow))
+    save_for_hf(network, tmp_path / "net", safe_serialization=True)
+    settings = replace(config(place, tmp_path / "f.npy", split="val"), image_size=64,
+                       checkpoint=tmp_path / "net", encoder_num_heads=None)  # fmt: skip
+    embed(settings)
+    with torch.no_grad():
+        maps = network.forward_features(pixels_of(settings.data, "val", 64))
+        expected = network.forward_head(maps, pre_logits=True)
+    np.testing.assert_allclose(np.load(settings.output), expected, rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match="pool cls needs a class token"):
+        embed(replace(settings, output=tmp_path / "g.npy", pool="cls"))
 
 
 @pytest.mark.parametrize("file_type", [".npy", ".safetensors", ".parquet"])

@@ -3,6 +3,8 @@
 import csv
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import timm
@@ -14,6 +16,7 @@ from safetensors.torch import save_file
 
 from finetune import ClassifierConfig, EvaluateConfig, ProbeConfig, classify, evaluate, knn
 from finetune.evaluation import trained_classifier
+from finetune.training.results import PeriodicEvaluation
 from mae_et import UserError, export, load_config
 from mae_et.checkpoints.weight_files import read_weight_file
 from mae_et.config.data import DataConfig
@@ -81,6 +84,19 @@ def test_scores_name_the_weights_that_were_selected_on_the_images(run: Path, cap
     same = all(torch.equal(last[name], best[name]) for name in last)
     digests = {results["provenance"]["weights"] for results in found.values()}
     assert len(digests) == (1 if same else 2)
+
+
+def test_a_run_on_a_convnet_is_probed_by_its_pooled_features(run: Path, tmp_path: Path) -> None:
+    results = knn(ProbeConfig(run, num_workers=0, device="cpu", neighbours=3, output=tmp_path))
+    assert (results["knn"], results["provenance"]["val_images"]) == (100, 12)
+
+
+def test_a_share_of_a_short_run_scores_at_most_once_an_epoch() -> None:
+    plan = SimpleNamespace(dataset_size=240, batch_size=64)
+    run: Any = SimpleNamespace(in_steps=lambda every: 1, plan=plan)
+    images: Any = None
+    assert PeriodicEvaluation(run, "1%", images).every == 4
+    assert PeriodicEvaluation(run, 1, images).every == 1
 
 
 def test_every_image_of_another_folder_without_splits_is_scored(run, tmp_path, capsys) -> None:

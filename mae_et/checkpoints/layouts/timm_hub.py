@@ -1,5 +1,6 @@
 """Fetch timm models from their hub, by name."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ def require_checkpoint(path: Path) -> None:
 def fetch_from_hub(name: str, **arguments: Any) -> Any:
     """Create a timm model with its published weights; refuse a name that timm does not know."""
     require_checkpoint(Path(name))
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each retry
     try:
         return timm.create_model(name, pretrained=True, **arguments)
     except Exception as error:  # whatever the hub's client raises
