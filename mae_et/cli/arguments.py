@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from finetune.config import ClassifierConfig
 from mae_et.cli.extension import (
@@ -18,7 +18,13 @@ from mae_et.cli.extension import (
 from mae_et.cli.help import help_requested, help_text
 from mae_et.cli.inheritance import data_of_checkpoint, inherited_keys
 from mae_et.config.data import DataConfig
-from mae_et.config.files import add_config_arguments, find_config, parse_config, plain
+from mae_et.config.files import (
+    add_config_arguments,
+    build_config,
+    find_config,
+    parse_given,
+    plain,
+)
 from mae_et.config.key_checks import unknown_keys
 from mae_et.config.schema import PretrainConfig, RunConfig
 from mae_et.config.words import join_config_flags
@@ -32,12 +38,29 @@ if TYPE_CHECKING:
 Arguments = list[str]
 
 
-def parse(command: "Command", arguments: Arguments, parser: ArgumentParser | None = None) -> Any:
+def parse(command: "Command", arguments: Arguments) -> Any:
     """Return the config that the arguments of a command describe.
 
-    Fine-tuning without a dataset uses the checkpoint's, if the checkpoint names one.
+    A run inherits keys that are not given from its initial weights: fine-tuning without a dataset
+    uses the checkpoint's, if the checkpoint names one.
     """
-    parser = parser or parser_of(command)
+    kind: Any = command.config
+    parser, given = _parse_given(command, arguments)
+    if not issubclass(kind, RunConfig):
+        return build_config(parser, kind, given)
+    # One number fits any number of channels, until the statistics are inherited.
+    count = len(given.get("data.mean") or given.get("data.std") or "1")
+    statistics = {"data.mean": [0.5] * count, "data.std": [0.5] * count}
+    config = build_config(parser, kind, given, **statistics)
+    if not command.branches:
+        refusal = f"{command.name} continues no run: branch_from must be null"
+        require(config.continues is None, refusal)
+    return build_config(parser, kind, given, **inherited_keys(command.name, config))
+
+
+def _parse_given(command: "Command", arguments: Arguments) -> tuple[ArgumentParser, Namespace]:
+    """Return a command's parser, and the keys of its config that arguments give."""
+    parser = parser_of(command)
     kind: Any = command.config
     if help_requested(arguments):
         print(help_text(command, parser, arguments), end="")
@@ -61,25 +84,11 @@ def parse(command: "Command", arguments: Arguments, parser: ArgumentParser | Non
     if command.first == "run":
         arguments = flags_of_resumed_run(arguments)
     try:
-        config = parse_config(parser, kind, arguments)
+        return parser, parse_given(parser, kind, arguments)
     except UserError as error:
         _refuse_path(command, str(error))
         _refuse_config_of_another_command(command, arguments)
-        if not issubclass(kind, RunConfig):
-            raise
-        # The only mistake may be the default statistics of three channels, if others are inherited.
-        inherited = _inherited_by_any_channels(command, arguments)
-        if "data.mean" not in inherited:
-            raise
-    else:
-        if issubclass(kind, RunConfig) and not command.branches:
-            refusal = f"{command.name} continues no run: branch_from must be null"
-            require(config.continues is None, refusal)
-        inherited = inherited_keys(command.name, config)
-    if inherited:
-        parser.set_defaults(inherited)
-        return parse_config(parser, kind, arguments)
-    return config
+        raise
 
 
 def _refuse_path(command: "Command", sentence: str) -> None:
@@ -97,21 +106,11 @@ def _refuse_path(command: "Command", sentence: str) -> None:
     raise UserError(f"{sentence}; {where}")
 
 
-def _inherited_by_any_channels(command: "Command", arguments: Arguments) -> dict[str, Any]:
-    """Return the inherited keys, with default statistics that fit any number of channels."""
-    parser = parser_of(command)
-    parser.set_defaults({"data.mean": [0.5], "data.std": [0.5]})
-    try:
-        kind: Any = command.config
-        return inherited_keys(command.name, parse_config(parser, kind, arguments))
-    except UserError:
-        return {}
-
-
 def parse_over_data(command: "Command", arguments: Arguments) -> Any:
     """Return a config whose data keys override those that its checkpoint was trained with."""
-    parser = parser_of(command)
-    config = parse(command, arguments, parser)
+    kind: Any = command.config
+    parser, given = _parse_given(command, arguments)
+    config = build_config(parser, kind, given)
     own = None if config.data is None else data_of_checkpoint(config)
     if own is None:
         return config
@@ -122,9 +121,7 @@ def parse_over_data(command: "Command", arguments: Arguments) -> Any:
         require(config.data.root or config.data.name, f"{of_run}: give --data.root or --data.name")
         say(f"{of_run}; the given ones are used")
         own = replace(own, name=None, root=None)
-    # Again, because only the parser knows which keys were given.
-    parser.set_defaults({"data": plain(own)})
-    config = parse(command, arguments, parser)
+    config = build_config(parser, kind, given, data=Namespace(plain(own)))
     data: DataConfig = config.data or own
     if data.source != own.source and data.root == own.root:
         data = replace(data, root=None)  # the root of the run's dataset, not of the requested one

@@ -5,7 +5,7 @@ import difflib
 import re
 from argparse import Action
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -169,6 +169,11 @@ def add_config_arguments(
 
 def parse_config(parser: ArgumentParser, kind: type[Config], arguments: list[str]) -> Config:
     """Parse arguments to an instance of `kind`; flags override files, in any order."""
+    return build_config(parser, kind, parse_given(parser, kind, arguments))
+
+
+def parse_given(parser: ArgumentParser, kind: type[Any], arguments: list[str]) -> Namespace:
+    """Parse arguments to the keys that they give, without defaults."""
     for word in arguments:
         if re.search("[\udc80-\udcff]", word):  # Python's stand-ins for bytes that it cannot decode
             raise UserError(
@@ -179,9 +184,24 @@ def parse_config(parser: ArgumentParser, kind: type[Config], arguments: list[str
     words.sort(key=lambda word: not word.startswith("--config="))  # flags override files
     check_flags(words, kind)
     try:
-        return expand_paths(_build(parser, kind, lambda: parser.parse_args(words)))
-    except UserError as error:
-        raise UserError(in_flags(str(error), parser, kind, words)) from None
+        given: Namespace = parser.parse_args(words, defaults=False)
+    except REFUSALS as error:
+        raise UserError(in_flags(one_sentence(error, kind), parser, kind, words)) from None
+    given.pop("config", None)
+    return given
+
+
+def build_config(
+    parser: ArgumentParser, kind: type[Config], given: Namespace, **inherited: Any
+) -> Config:
+    """Build an instance of `kind` from its defaults, inherited keys over them, and given ones."""
+    keys = Namespace()
+    for key, value in inherited.items():
+        keys[key] = value
+    keys.update(given)
+    defaults = parser.get_defaults()
+    parse = partial(parser.parse_object, keys, defaults=False)
+    return expand_paths(_build(parser, kind, lambda: defaults.update(parse())))
 
 
 def _build(parser: ArgumentParser, kind: type[Config], parse: Callable[[], Namespace]) -> Config:
