@@ -39,7 +39,10 @@ _writing_rows = partial(
     Command, parse=parse_over_data, first="checkpoint",
     stopped="saved rows are kept, and the same command resumes",
 )  # fmt: skip
-_probing = partial(_scoring, config=ProbeConfig, repeat=scores.for_each_run)
+_probing = partial(
+    _scoring, config=ProbeConfig, repeat=scores.for_each_run,
+    stopped="scores and feature_cache files written before are kept; the same command starts over",
+)  # fmt: skip
 
 _TABLE = (
     Command("demo", training.demo, PretrainConfig, training.demo_config, stopped=_UNSAVED),

@@ -138,13 +138,13 @@ DATA = ["--data.name=synthetic", "--data.synthetic_train=8", "--data.synthetic_v
             signal.SIGINT,
             "finetune.probing.features.normalise",
             ["knn", *WEIGHTS, *DATA],
-            "scores written before are kept, and the same command starts over",
+            "scores and feature_cache files written before are kept; the same command starts over",
         ),
         (
             signal.SIGTERM,
             "finetune.probing.probes.probe_features",
             ["linear-probe", *WEIGHTS, *DATA],
-            "scores written before are kept, and the same command starts over",
+            "scores and feature_cache files written before are kept; the same command starts over",
         ),
         (
             signal.SIGUSR2,
