@@ -193,6 +193,11 @@ def has_batch_norm(network: nn.Module) -> bool:
     return any(isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) for part in network.modules())
 
 
+def plan_classifier(config: ClassifierConfig, images: int, classes: int = 1000) -> Plan:
+    """Return the plan of a new run; the number of classes hardly changes its cost."""
+    return make_plan(config, build_network(config, None, classes), images)
+
+
 def build_network(
     config: ClassifierConfig, saved: dict[str, Any] | None, classes: int
 ) -> nn.Module:

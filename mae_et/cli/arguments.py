@@ -70,7 +70,7 @@ def _parse_given(command: "Command", arguments: Arguments) -> tuple[ArgumentPars
             raise UserError(f"--{key} is a key of mae-et {other}, not of mae-et {command.name}")
     if command.first == "checkpoint" and arguments and not arguments[0].startswith("-"):
         arguments = [f"--checkpoint={arguments[0]}", *arguments[1:]]
-    if kind is ClassifierConfig:
+    if issubclass(kind, ClassifierConfig):
         # Every other command calls them --checkpoint and --checkpoint_key.
         pattern = r"^--(checkpoint(?:[_-]key)?)(?==|$)"
         arguments = [re.sub(pattern, r"--model.\1", word) for word in arguments]
@@ -133,7 +133,7 @@ def parser_of(command: "Command") -> ArgumentParser:
     kind: Any = command.config
     name = command.name
     description = (kind.__doc__ or "").strip()
-    if kind is ClassifierConfig:
+    if issubclass(kind, ClassifierConfig):
         description += " --checkpoint PATH is short for --model.checkpoint PATH."
     if issubclass(kind, PretrainConfig):
         description += " --init PATH is short for --init.weights PATH."

@@ -47,7 +47,7 @@ _probing = partial(
 _TABLE = (
     Command("demo", training.demo, PretrainConfig, training.demo_config, stopped=_UNSAVED),
     Command("configs", configs),
-    Command("plan", planning.plan, PlanConfig, branches=True),
+    Command("plan", planning.plan, PlanConfig, planning.plan_config, branches=True),
     Command("preview", files.preview, PreviewConfig, files.preview_config, branches=True),
     Command(
         "preview --features", files.preview_features, FeatureMapConfig, parse_over_data,

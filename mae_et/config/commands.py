@@ -110,8 +110,8 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig(PretrainConfig):
-    """Print stages, steps and cost of a pre-training."""
+class PlanOptions:
+    """What `mae-et plan` prints about the plan of a run."""
 
     json: bool = key(False, "common")
     """Print one line of JSON."""
@@ -131,10 +131,22 @@ class PlanConfig(PretrainConfig):
     cores_per_gpu: float | None = key(None, "common")
     """Loader cores of a GPU."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check_options(self) -> None:
+        """Refuse impossible values."""
         require_in("(0, 1e15)", self, "images")
         require_in("(0, inf)", self, "against_epochs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(PlanOptions, PretrainConfig):
+    """Print stages, steps and cost of a pre-training; of a classifier's with a config of its own.
+
+    mae-et plan --config supervised/resnet50, or finetune/vit_b16 with --checkpoint.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_options()
 
 
 @dataclass(frozen=True, kw_only=True)

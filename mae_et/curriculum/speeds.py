@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mae_et.config.commands import PlanConfig
+from mae_et.config.commands import PlanOptions
 from mae_et.curriculum.gpu_speed import GpuSpeed
 from mae_et.curriculum.plan import Plan
 from mae_et.curriculum.throughput import POWERS, throughput_model
@@ -74,10 +74,13 @@ def read_speeds(text: str, option: str, parse: Callable[[Any], Parsed]) -> dict[
         ) from None
 
 
-def throughput_from_options(plan: Plan, options: PlanConfig) -> dict[str, Any] | None:
+def throughput_from_options(
+    plan: Plan, options: PlanOptions, replay: dict[int, int] | None
+) -> dict[str, Any] | None:
     """Return `throughput_model` for the options of `mae-et plan`; None without `throughput`.
 
-    A file of `mae-et bench node` also provides the loader's speeds.
+    `replay` is the run's `data.replay`. A file of `mae-et bench node` also provides the loader's
+    speeds.
     """
     if options.throughput is None:
         for name in ("loader", "gpus", "cores_per_gpu"):
@@ -90,7 +93,6 @@ def throughput_from_options(plan: Plan, options: PlanConfig) -> dict[str, Any] |
             raise UserError(f"--gpus must read like 1,8,64, got {options.gpus!r}")
         gpus = tuple(int(count) for count in re.findall(r"\d+", options.gpus))
     loader = None if options.loader is None else read_speeds(options.loader, "--loader", float)
-    replay = options.data.replay
     if options.loader is not None and not options.loader.lstrip().startswith("{"):
         replay = None  # a run's images/s count each use of an image
     cores, file = options.cores_per_gpu, options.throughput

@@ -161,6 +161,21 @@ def test_a_run_stopped_after_some_steps_resumes_as_if_it_had_not_been(
         )
 
 
+def test_plan_resolves_the_recipes_of_classifiers_too(capsys) -> None:
+    speeds = ["--throughput={96: 9000, 160: 4000, 224: 2000}", "--gpus=8"]
+    assert main(["plan", "--config", "supervised/resnet50", "--json", *speeds]) == 0
+    plan = last_json(capsys.readouterr().out)
+    assert (plan["dataset_size"], len(plan["stages"])) == (1_281_167, 10)
+    assert plan["equivalent_epochs"] == pytest.approx(200, rel=1e-3)
+    assert plan["speedup"] == pytest.approx(plan["epochs"] / 200, rel=1e-3)  # not of MAE's 1600
+    assert plan["throughput"]
+    tuned = ["--config=finetune/vit_s16", "--model.backbone=vit_small_patch16_224"]
+    assert main(["plan", *tuned, "--images=2048", "--curriculum.cost=flops"]) == 0
+    assert "as much as 100.0 epochs" in capsys.readouterr().out
+    assert main(["plan", "--config=finetune/vit_s16"]) == 2
+    assert "give --checkpoint (model.checkpoint) or model.back" in capsys.readouterr().err
+
+
 def test_plan_prints_a_table_without_json(capsys) -> None:
     flags = ["--images", "1000", "--against-epochs", "800", "--optim.batch_size", "100"]
     assert main(["plan", "--config=pretrain/vit_s16_etpp", "--curriculum.cost=area", *flags]) == 0
