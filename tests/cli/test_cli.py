@@ -275,9 +275,11 @@ def test_pretrain_probe_and_reconstruct_from_the_run_folder_alone(tiny, tiny_yam
     for command, epochs in (("knn", []), ("linear-probe", ["--epochs=3"])):
         assert main([command, f"--checkpoint={folder}", "--num_workers=0", *epochs]) == 0
         figures = last_json(capsys.readouterr().out)
-        linear = {"linear", "linear_learning_rate", "settings"}  # the epochs are no default
-        shared = {"data", "provenance"}
-        assert set(figures) == shared | ({"knn"} if command == "knn" else linear)
+        score = "knn" if command == "knn" else "linear"
+        expected = {"data", "provenance", score, f"{score}_standard_error"}
+        if score == "linear":  # the epochs are no default
+            expected |= {"linear_learning_rate", "settings"}
+        assert set(figures) == expected
     few = ["--data.synthetic_val=30", "--num_workers=0"]
     assert main(["knn", f"--checkpoint={folder}", *few]) == 0
     photo = save(folder / "photo.jpg")
