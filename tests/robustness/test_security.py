@@ -34,6 +34,7 @@ from mae_et.config.schema import PretrainConfig
 from mae_et.data.datasets import open_dataset
 from mae_et.errors import RunFailed
 from mae_et.io.seals import sealed_bytes
+from mae_et.training import environment
 from slurm.config import ClusterConfig
 
 ROOT = Path(__file__).parents[2]
@@ -282,6 +283,7 @@ def test_whole_run_and_its_evaluation_unpickle_nothing(tmp_path: Path, tiny_yaml
     ]
     knn = ["knn", f"--checkpoint={tmp_path / 'run'}", "--device=cpu", "--num_workers=0"]
     importlib.import_module("torch.distributed.elastic.multiprocessing")  # it loads libc
+    environment._commit()  # asks git once per process
     with nothing_runs(tmp_path):
         assert main(["pretrain", *flags]) == 0
         assert main(["pretrain", *flags]) == 0  # reads what is there
