@@ -7,6 +7,7 @@ import torch
 from mae_et.checkpoints.formats import load_weights
 from mae_et.checkpoints.load import masked_autoencoder
 from mae_et.checkpoints.preprocessing import report_preprocessing
+from mae_et.checkpoints.source import recognise
 from mae_et.config.commands import ReconstructConfig
 from mae_et.config.data import DataConfig, check_statistics
 from mae_et.data.batch import in_one_dtype
@@ -28,6 +29,8 @@ def reconstruct(config: ReconstructConfig) -> Path:
         UserError: the checkpoint has no decoder, the images or the bandwidth cannot be used, or the
             output cannot be written to.
     """
+    if recognise(config.checkpoint).kind == "classifier":
+        raise UserError(f"{config.checkpoint} is a classifier's run, not a masked autoencoder's")
     weights = load_weights(config.checkpoint, config.checkpoint_key)
     weights = weights.with_given(config.encoder_num_heads, config.decoder_num_heads, config.target)
     run = weights.config

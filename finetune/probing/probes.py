@@ -8,6 +8,7 @@ from finetune.image_size import format_size
 from finetune.probing.features import extract_dataset_features
 from finetune.probing.frozen_encoder import FrozenEncoder, open_encoder_and_data
 from finetune.probing.linear_classifier import probe_features
+from finetune.probing.pooled_backbone import PooledBackbone
 from finetune.provenance import changed_settings, digest_of_weights, inputs_of, origin_of
 from finetune.run_folder import check_scores_folder
 from finetune.scoring_config import ProbeConfig, notify_scoring
@@ -56,7 +57,9 @@ def score_encoder(
     results |= _settings(config, encoder, data, neighbours, linear)
     digest = digest_of_weights(encoder.network)
     notify_scoring(config.checkpoint, data)
-    say(f"features: {POOLS[config.pool]}, images of {format_size(encoder.image_size)} pixels")
+    pooled = isinstance(encoder.network, PooledBackbone)
+    feature = "pooled by the network" if pooled else POOLS[config.pool]
+    say(f"features: {feature}, images of {format_size(encoder.image_size)} pixels")
     scores, images = _score(encoder, data, config, neighbours, linear)
     results |= scores
     if config.untrained:

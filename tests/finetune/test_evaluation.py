@@ -19,8 +19,10 @@ from finetune.evaluation import trained_classifier
 from finetune.training.results import PeriodicEvaluation
 from mae_et import UserError, export, load_config
 from mae_et.checkpoints.weight_files import read_weight_file
+from mae_et.config.commands import ReconstructConfig
 from mae_et.config.data import DataConfig
 from mae_et.data.transforms import normalise
+from mae_et.reconstruction import reconstruct
 from mae_et.runtime.console import notify
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "grey": (99, 99, 99), "red": (255, 0, 0)}
@@ -86,9 +88,14 @@ def test_scores_name_the_weights_that_were_selected_on_the_images(run: Path, cap
     assert len(digests) == (1 if same else 2)
 
 
-def test_a_run_on_a_convnet_is_probed_by_its_pooled_features(run: Path, tmp_path: Path) -> None:
+def test_a_run_on_a_convnet_is_probed_by_its_pooled_features(
+    run: Path, tmp_path: Path, capsys
+) -> None:
     results = knn(ProbeConfig(run, num_workers=0, device="cpu", neighbours=3, output=tmp_path))
     assert (results["knn"], results["provenance"]["val_images"]) == (100, 12)
+    assert "features: pooled by the network, images of 32 pixels" in capsys.readouterr().err
+    with pytest.raises(UserError, match="is a classifier's run, not a masked autoencoder's"):
+        reconstruct(ReconstructConfig(run))
 
 
 def test_a_share_of_a_short_run_scores_at_most_once_an_epoch() -> None:

@@ -8,6 +8,7 @@ import timm
 
 from mae_et.config.suggestions import suggest
 from mae_et.errors import UserError, one_line
+from mae_et.runtime.console import say
 
 
 def require_checkpoint(path: Path) -> None:
@@ -20,6 +21,7 @@ def require_checkpoint(path: Path) -> None:
 def fetch_from_hub(name: str, **arguments: Any) -> Any:
     """Create a timm model with its published weights; refuse a name that timm does not know."""
     require_checkpoint(Path(name))
+    say(f"fetching {name} from timm's hub, unless it is cached")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each retry
     try:
         return timm.create_model(name, pretrained=True, **arguments)
