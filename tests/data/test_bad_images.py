@@ -315,16 +315,21 @@ def test_small_datasets_tolerate_some_bad_images(fraction: float, images: int, c
 
 
 @pytest.mark.parametrize(
-    ("bad", "images", "fraction", "limit"),
-    [(5, 44, 0.01, r"0\.01 allows \(4: a tenth of a small dataset, at most 10\): a$"),
-     (11, 500, 0.01, r"0\.01 allows \(10: a tenth of a small dataset, at most 10\): a$"),
-     (21, 2000, 0.01, r"0\.01 allows: a$"), (1, 44, 0.0, r"0 allows: a$")],
+    ("bad", "images", "fraction", "limit", "enough"),
+    [(5, 44, 0.01, r"0\.01 allows \(4: a tenth of a small dataset, at most 10\): a", 0.114),
+     (11, 500, 0.01, r"0\.01 allows \(10: a tenth of a small dataset, at most 10\): a", 0.022),
+     (21, 2000, 0.01, r"0\.01 allows: a", 0.011), (1, 44, 0.0, r"0 allows: a", 0.023)],
 )  # fmt: skip
 def test_too_many_bad_images_are_reported_with_the_limit_that_holds(
-    bad: int, images: int, fraction: float, limit: str
+    bad: int, images: int, fraction: float, limit: str, enough: float
 ) -> None:
-    with pytest.raises(RunFailed, match=rf"^{bad} of {images} images cannot be .*on {limit}"):
+    """And with the value that accepts them."""
+    advice = rf"; to accept them, set data.max_bad_fraction {enough}$"
+    with pytest.raises(
+        RunFailed, match=rf"^{bad} of {images} images cannot be .*on {limit}{advice}"
+    ):
         refuse_excess(bad, images, fraction, which=": a")
+    refuse_excess(bad, images, enough)
 
 
 # --- any bytes ------------------------------------------------------------------------------------
