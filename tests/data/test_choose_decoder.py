@@ -343,6 +343,7 @@ def test_a_library_that_decodes_no_jpeg_on_the_device_is_not_taken_and_says_why(
 
 def test_a_checkpoint_that_does_not_say_where_it_decoded_did_so_on_the_cpu(tiny, tmp_path) -> None:
     source = opened(DataConfig(root=write_images(tmp_path))).source
-    saved = {"origin": {}, "plan": {"dataset_size": len(source)}, "step": 1}
+    plan, config = {"dataset_size": len(source)}, "data: {root: null}"
+    saved = {"origin": {}, "plan": plan, "step": 1, "config": config}
     assert check_data(tiny(), saved, source, ALONE)["decode"] == "cpu"
     assert check_data(tiny(), None, source, ALONE)["decode"] is None
