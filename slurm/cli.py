@@ -12,14 +12,9 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mae_et.config.files import (
-    HelpFormatter,
-    find_config,
-    load_config,
-    shipped_configs,
-    suggest_config,
-)
+from mae_et.config.files import HelpFormatter, load_config
 from mae_et.config.refusals import one_sentence
+from mae_et.config.shipped import find_config, shipped_configs, suggest_config
 from mae_et.config.suggestions import suggest_key
 from mae_et.config.words import expand_path
 from mae_et.errors import UserError, require_in

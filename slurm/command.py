@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from mae_et.config.data import SOURCE_KEYS
-from mae_et.config.files import find_config
 from mae_et.config.schema import RunConfig
+from mae_et.config.shipped import find_config
 from mae_et.config.words import replace_config_names
 from mae_et.data.datasets import ROOTED
 from mae_et.errors import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 import finetune
 import mae_et
 import slurm
-from mae_et.config.files import shipped_configs
+from mae_et.config.shipped import shipped_configs
 from mae_et.runtime.commit import RECORD, code_commit
 
 IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")

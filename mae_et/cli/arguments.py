@@ -18,15 +18,10 @@ from mae_et.cli.extension import (
 from mae_et.cli.help import help_requested, help_text
 from mae_et.cli.inheritance import data_of_checkpoint, inherited_keys
 from mae_et.config.data import DataConfig
-from mae_et.config.files import (
-    add_config_arguments,
-    build_config,
-    find_config,
-    parse_given,
-    plain,
-)
+from mae_et.config.files import add_config_arguments, build_config, parse_given, plain
 from mae_et.config.key_checks import unknown_keys
 from mae_et.config.schema import PretrainConfig, RunConfig
+from mae_et.config.shipped import find_config
 from mae_et.config.words import join_config_flags
 from mae_et.data.datasets import is_known
 from mae_et.errors import UserError, require

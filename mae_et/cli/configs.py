@@ -8,7 +8,7 @@ from pathlib import Path
 from mae_et.cli.arguments import Arguments
 from mae_et.cli.help import help_requested
 from mae_et.cli.output import print_json
-from mae_et.config.files import shipped_configs
+from mae_et.config.shipped import shipped_configs
 from mae_et.errors import UserError
 
 USAGE = """usage: mae-et configs [WORD ...] [--json]

@@ -17,9 +17,9 @@ from mae_et.cli.command import Command
 from mae_et.cli.output import print_json
 from mae_et.cli.slurm_jobs import command_line
 from mae_et.config.commands import PlanConfig
-from mae_et.config.files import find_config
 from mae_et.config.key_checks import unknown_keys
 from mae_et.config.schema import PretrainConfig
+from mae_et.config.shipped import find_config
 from mae_et.config.words import join_config_flags
 from mae_et.errors import UserError
 from mae_et.io.plain_files import read_text

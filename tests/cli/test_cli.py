@@ -21,8 +21,8 @@ from mae_et import load_config, load_pretrained
 from mae_et.cli.command import Command
 from mae_et.cli.commands import COMMANDS
 from mae_et.cli.main import main
-from mae_et.config.files import find_config, shipped_configs
 from mae_et.config.schema import PretrainConfig
+from mae_et.config.shipped import find_config, shipped_configs
 from mae_et.data.sources.synthetic import render
 from mae_et.io.metrics_file import read_metrics
 

@@ -11,9 +11,10 @@ from mae_et import PretrainConfig, UserError, load_config
 from mae_et.config.commands import ExportConfig, PlanConfig, ReconstructConfig
 from mae_et.config.duration import duration_in_steps, is_due
 from mae_et.config.efficiency import EfficiencyConfig
-from mae_et.config.files import config_from_text, find_config, to_yaml
+from mae_et.config.files import config_from_text, to_yaml
 from mae_et.config.model import ModelConfig
 from mae_et.config.schema import CurriculumConfig, OptimConfig, OutputConfig, Stage
+from mae_et.config.shipped import find_config
 from slurm import ClusterConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"

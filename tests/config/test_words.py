@@ -13,7 +13,7 @@ from mae_et import PretrainConfig, UserError, load_config
 from mae_et.cli.commands import config_of
 from mae_et.cli.main import main
 from mae_et.config.commands import ExportConfig
-from mae_et.config.files import find_config
+from mae_et.config.shipped import find_config
 from mae_et.config.suggestions import _CALLED_ELSEWHERE, keys_of
 from slurm import ClusterConfig
 

@@ -14,9 +14,10 @@ from mae_et.checkpoints.writers.tensor_files import export_encoder
 from mae_et.cli.arguments import parse
 from mae_et.cli.commands import COMMANDS, find
 from mae_et.cli.main import main
-from mae_et.config.files import find_config, load_config
+from mae_et.config.files import load_config
 from mae_et.config.model import ModelConfig
 from mae_et.config.schema import PretrainConfig
+from mae_et.config.shipped import find_config
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

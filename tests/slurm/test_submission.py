@@ -161,7 +161,7 @@ def test_job_imports_the_copied_code_and_knows_its_commit(place: Path, monkeypat
     (place / "mae_et" / "__init__.py").write_text("raise SystemExit('edited after it was copied')")
     program = (
         "import mae_et, mae_et.benchmarks as benchmarks, finetune, slurm; "
-        "from mae_et.config.files import find_config; "
+        "from mae_et.config.shipped import find_config; "
         "from mae_et.runtime.commit import code_commit; "
         "print(mae_et.__file__, benchmarks.__file__, finetune.__file__, slurm.__file__, "
         "find_config('demo'), code_commit())"

@@ -7,20 +7,18 @@ The box, flip and mask of an image are those of `TrainDataset`; its pixels diffe
 rounding. `TrainDataset` makes the views that the device refuses to decode, in their places in the
 batch, so that the same images are replaced (`data.on_error`) as without a device.
 
-A micro-batch is decoded while the previous one is resized: each thread has its own stream. Images
-in memory (`data.cache`) are not decoded: the rows of their boxes are copied to the device.
+A micro-batch is decoded while the previous one is resized. Images in memory (`data.cache`) are not
+decoded: the rows of their boxes are copied to the device.
 
 Memory: at most `AHEAD` micro-batches are on their way, each as files on the host or as finished
 images on the device. A thread holds up to `MAX_DECODED_BYTES` of whole images there and, while it
 resizes, about 0.3 GiB more with Triton's kernels. The products need about four canvases of
-`box_resize.MAX_NUMBERS`: 1 GiB per thread in all, or 2 GiB if single images have up to
-`encoded.MAX_DEVICE_PIXELS`.
+`box_resize.MAX_NUMBERS`: 1 GiB per thread, or 2 GiB if images have `encoded.MAX_DEVICE_PIXELS`.
 
 nvJPEG's hardware engine does not wait for the stream that it is given (pytorch/vision#9606,
 meta-pytorch/torchcodec#1634): it writes to memory that the caching allocator has handed out again
-while queued kernels still read it. So each thread decodes, crops and resizes on its own stream,
-which allocates from a separate pool and is synchronized before each call of the decoder. Finished
-batches are recorded on the training stream (`record_stream`).
+while queued kernels still read it. So each thread has its own stream, which allocates from a
+separate pool and is synchronized before each call of the decoder.
 """
 
 import contextlib
@@ -66,9 +64,9 @@ class Decoded(NamedTuple):
 class DeviceDecoder:
     """Turn packed micro-batches into batches on a device; a CPU runs the same code, for tests.
 
-    The images of each stage have a side in `sides`. Contents are decoded by `decode`, a function,
-    or lie in memory, in a dataset (`data.cache`); they are cropped, resized and flipped by
-    `resize`. At `cpu_sides`, loader processes decode instead, because they are faster.
+    The images of each stage have a side in `sides`. `decode` is a function that decodes contents,
+    or the dataset that holds decoded images (`data.cache`); `resize` crops, resizes and flips them.
+    At `cpu_sides`, loader processes decode instead, because they are faster.
     """
 
     def __init__(
@@ -114,9 +112,8 @@ class DeviceDecoder:
             refused = self._crop(self.decode, packed, images)
         else:
             refused = self._decode(self.decode, packed, images, stream)
-        noise, stage, replaced = map(
-            torch.from_numpy, (packed.noise, packed.stage, packed.replaced)
-        )
+        arrays = packed.noise, packed.stage, packed.replaced
+        noise, stage, replaced = map(torch.from_numpy, arrays)
         batch = Batch(images, copy_to(noise, self.device), stage, replaced)
         return Decoded(batch, refused, packed.indices, None)
 
@@ -129,15 +126,14 @@ class DeviceDecoder:
         ends = np.flatnonzero(np.diff(sizes.cumsum() // MAX_DECODED_BYTES)) + 1
         for part in np.split(np.arange(len(place)), ends):
             source = stored.rows(samples[part], top[part], rows[part])
-            memory = torch.empty(int(sizes[part].sum()), dtype=torch.uint8, device=self.device)
-            copies = list(memory.split(sizes[part].tolist()))
+            total, lengths = int(sizes[part].sum()), sizes[part].tolist()
+            copies = torch.empty(total, dtype=torch.uint8, device=self.device).split(lengths)
             # One call for all, which releases the GIL; asynchronous if the memory is pinned.
-            torch._foreach_copy_(copies, source, non_blocking=True)
-            shapes = zip(copies, rows[part].tolist(), width[part].tolist(), strict=True)
-            whole = [copy.as_strided((3, h, w), (1, 3 * w, 3)) for copy, h, w in shapes]
+            torch._foreach_copy_(list(copies), source, non_blocking=True)
+            shaped = zip(copies, rows[part].tolist(), width[part].tolist(), strict=True)
+            whole = [copy.as_strided((3, h, w), (1, 3 * w, 3)) for copy, h, w in shaped]
             boxes = np.stack([0 * top, left, rows, columns], 1)[part].tolist()
-            flips = (flip[part] != 0).tolist()
-            resized = self.resize(whole, boxes, flips, images.shape[-1])
+            resized = self.resize(whole, boxes, (flip[part] != 0).tolist(), images.shape[-1])
             images[copy_to(torch.from_numpy(place[part]), self.device)] = resized
         return []
 
@@ -146,8 +142,7 @@ class DeviceDecoder:
     ) -> list[int]:
         """Write views of JPEGs to their places in a batch; return the places of refused ones."""
         refused: list[int] = []
-        files = packed.file_places()
-        chunks = list(_chunks(files))
+        chunks = list(_chunks(packed.file_places()))
         contents = packed.content.split([sum(each.length for each in chunk) for chunk in chunks])
         for chunk, content in zip(chunks, contents, strict=True):
             whole = self._images(decode, content, chunk, stream)
