@@ -12,33 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 from image_files import save
-from PIL import Image
 from tiny_run import GOLDEN, TINY
 from torchvision.io import read_image
 from user_errors import error_of
 
-from mae_et import load_config, load_pretrained
+from mae_et import load_pretrained
 from mae_et.cli.command import Command
 from mae_et.cli.commands import COMMANDS
 from mae_et.cli.main import main
-from mae_et.config.schema import PretrainConfig
 from mae_et.config.shipped import find_config, shipped_configs
-from mae_et.data.sources.synthetic import render
 from mae_et.io.metrics_file import read_metrics
 
 
 def last_json(text: str) -> dict:
     return json.loads(text.strip().splitlines()[-1])
-
-
-def test_the_headline_plan_costs_a_quarter_of_1600_epochs(capsys) -> None:
-    assert main(["plan", "--config", "pretrain/vit_b16_etpp_hog_400ep", "--json"]) == 0
-    plan = last_json(capsys.readouterr().out)
-    assert plan["dataset_size"] == 1_281_167
-    assert plan["speedup"] == pytest.approx(4.0, rel=0.01)
-    assert len(plan["stages"]) == 10
-    assert sum(s["share"] for s in plan["stages"]) == pytest.approx(1)
-    assert sum(s["steps"] for s in plan["stages"]) == plan["steps"]
 
 
 @pytest.mark.parametrize(
@@ -159,38 +146,6 @@ def test_a_run_stopped_after_some_steps_resumes_as_if_it_had_not_been(
         assert (
             f"--stop-after-step must be a number of steps, got {word!r}" in capsys.readouterr().err
         )
-
-
-def test_plan_resolves_the_recipes_of_classifiers_too(capsys) -> None:
-    speeds = ["--throughput={96: 9000, 160: 4000, 224: 2000}", "--gpus=8"]
-    assert main(["plan", "--config", "supervised/resnet50", "--json", *speeds]) == 0
-    plan = last_json(capsys.readouterr().out)
-    assert (plan["dataset_size"], len(plan["stages"])) == (1_281_167, 10)
-    assert plan["equivalent_epochs"] == pytest.approx(200, rel=1e-3)
-    assert plan["speedup"] == pytest.approx(plan["epochs"] / 200, rel=1e-3)  # not of MAE's 1600
-    assert plan["throughput"]
-    tuned = ["--config=finetune/vit_s16", "--model.backbone=vit_small_patch16_224"]
-    assert main(["plan", *tuned, "--images=2048", "--curriculum.cost=flops"]) == 0
-    assert "as much as 100.0 epochs" in capsys.readouterr().out
-    assert main(["plan", "--config=finetune/vit_s16"]) == 2
-    assert "give --checkpoint (model.checkpoint) or model.back" in capsys.readouterr().err
-
-
-def test_plan_prints_a_table_without_json(capsys) -> None:
-    flags = ["--images", "1000", "--against-epochs", "800", "--optim.batch_size", "100"]
-    assert main(["plan", "--config=pretrain/vit_s16_etpp", "--curriculum.cost=area", *flags]) == 0
-    text = capsys.readouterr().out
-    assert "1,000 images, batch 100; compute in pixels, as much as 400.0 epochs" in text
-    assert "2.00x less compute than 800 epochs" in text
-    assert len([line for line in text.splitlines() if " 160 " in line]) == 4
-
-
-def test_plan_compares_a_short_budget_with_its_own_images(capsys) -> None:
-    flags = ["--config=demo", "--images=1000", "--curriculum.cost=area", "--curriculum.epochs=12"]
-    assert main(["plan", *flags, "--json"]) == 0
-    short = last_json(capsys.readouterr().out)
-    assert short["against_epochs"] == short["epochs"]
-    assert short["speedup"] == pytest.approx(short["epochs"] / short["equivalent_epochs"])
 
 
 @pytest.fixture
@@ -347,58 +302,3 @@ def test_shipped_configs_are_listed_with_the_first_sentence_of_their_headers(cap
         assert 15 < len(about) < 160
     for words in (["no-such-model"], ["--config=demo"]):
         assert main(["configs", *words]) == 2
-
-
-def test_the_demo_ends_with_one_line_of_figures(tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    flags = ["--data.synthetic_train=80", "--data.synthetic_val=30", "--curriculum.epochs=2"]
-    assert main(["demo", *flags, "--optim.batch_size=8", "--efficiency.num_workers=0"]) == 0
-    results = last_json(capsys.readouterr().out)
-    assert results["run"] == "runs/demo"
-    for name in ("loss", "knn", "linear", "untrained_knn", "untrained_linear", "compute"):
-        assert results[name] > 0
-    assert [stage["bandwidth"] for stage in results["stages"]] == [32] * 2 + [48] * 4 + [64] * 4
-    assert all(stage["images_per_second"] > 0 for stage in results["stages"])
-    assert (results["probes"][0]["compute"], results["probes"][-1]["compute"]) == (0, 1)
-
-
-@pytest.mark.parametrize("labelled", [True, False])
-def test_the_demo_on_own_images_writes_to_a_folder_of_its_own(
-    tmp_path, capsys, monkeypatch, labelled: bool
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for number in range(40):
-        image, label = render(number, 40)
-        path = tmp_path / "photos" / (f"class{label}" if labelled else ".") / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
-    flags = ["--data.root=photos", "--efficiency.num_workers=0"]
-    assert main(["demo", *flags]) == 0
-    shown = capsys.readouterr()
-    images = 30 if labelled else 32
-    assert f"optim.batch_size {images}, all training images, not 64" in shown.err
-    assert main(["demo", *flags]) == 0
-    said = capsys.readouterr().err.splitlines()
-    assert said[0].endswith(": demo in runs/demo-photos")
-    assert "start   finished before" in said
-    results = last_json(shown.out)
-    assert results["run"] == "runs/demo-photos"
-    assert ("linear" in results) == labelled
-    assert ("scoring an encoder needs labelled images" in shown.err) != labelled
-
-
-@pytest.mark.slow
-def test_the_demo_s_trained_encoder_is_clearly_above_the_untrained_one(
-    tmp_path, capsys, monkeypatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["demo"]) == 0
-    results = last_json(capsys.readouterr().out)
-    assert results["linear"] > results["untrained_linear"] + 12
-    assert results["knn"] > results["untrained_knn"] + 6
-
-
-def test_the_demo_s_config_is_the_headline_recipe_at_a_small_size() -> None:
-    config = load_config(PretrainConfig, ["demo"])
-    assert (config.curriculum.preset, config.model.target) == ("etpp", "hog")
-    assert config.data.source == "synthetic"
