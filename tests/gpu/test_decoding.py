@@ -16,6 +16,7 @@ from mae_et.config.data import DataConfig
 from mae_et.curriculum.plan import Plan
 from mae_et.curriculum.schedule import Curriculum, Stage
 from mae_et.data.batch import Batch
+from mae_et.data.cached_dataset import CachedDataset
 from mae_et.data.datasets import open_dataset
 from mae_et.data.device.box_resize import resize_boxes
 from mae_et.data.device.choose_decoder import _find_decoder, choose_decoder, decode_torchvision
@@ -163,17 +164,18 @@ def test_decoding_leaves_memory_in_use_alone(device: torch.device, root: Path) -
     ]
     content = torch.cat(contents)
     decoder = decoder_of(opened(root, "fourier")[0], device)
-    assert decoder.decode is not None
+    decoding = decoder.decode
+    assert not isinstance(decoding, CachedDataset)
     own_stream = decoder.streams[0]
     scope = nullcontext() if own_stream is None else torch.cuda.stream(own_stream)
 
     def decode() -> None:
         """Decode on the decoder's stream, as `DeviceDecoder.__call__` does."""
         with scope:
-            images = decoder._images(content, places, own_stream)
+            images = decoder._images(decoding, content, places, own_stream)
         assert [tuple(image.shape) for image in images if image is not None] == shapes
 
-    decode_at_once = partial(decoder.decode, contents, device)
+    decode_at_once = partial(decoding, contents, device)
     unguarded = corrupted(decode_at_once, shapes, device)
     decode()  # fills the pool of memory of its stream
     guarded = corrupted(decode, shapes, device)
