@@ -28,7 +28,7 @@ def test_the_demo_ends_with_one_line_of_figures(tmp_path, capsys, monkeypatch) -
     assert (results["probes"][0]["compute"], results["probes"][-1]["compute"]) == (0, 1)
 
 
-@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("labelled", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_demo_on_own_images_writes_to_a_folder_of_its_own(
     tmp_path, capsys, monkeypatch, labelled: bool
 ) -> None:

@@ -332,6 +332,7 @@ def test_active_job_is_not_submitted_again_and_saves_when_cancelled(
     assert saved["step"] == events(folder, "stopped")[0]["step"]
 
 
+@pytest.mark.slow
 def test_sweep_runs_as_an_array_and_ends_with_a_table(
     submit, cluster: Cluster, place: Path, capsys
 ) -> None:

@@ -35,7 +35,9 @@ def figures(found: dict) -> dict:
     return {key: found[key] for key in same}
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "strategy", [STRATEGIES[0], *(pytest.param(n, marks=pytest.mark.slow) for n in STRATEGIES[1:])]
+)
 def test_a_search_interrupted_between_all_its_steps_scores_each_trial_once(
     small, tmp_path: Path, strategy: str
 ) -> None:
