@@ -33,7 +33,7 @@ SECONDS_BETWEEN_SAVES = 10.0
 
 @dataclass(frozen=True)
 class RowsTask:
-    """Which rows to compute of which images, and which file to make of them."""
+    """The images to encode, the rows to compute of each, and the file to write."""
 
     name: str
     """The command's, for its progress."""

@@ -89,22 +89,51 @@ def _forward(  # type: ignore[no-untyped-def]
     side: tl.constexpr, rows: tl.constexpr, numbers: tl.constexpr,
 ):  # fmt: skip
     """Write the result of one head of one image."""
-    image, head = tl.program_id(0) // heads, tl.program_id(0) % heads
-    line, start = heads * width, head * width
-    query = qkv + image.to(tl.int64) * tokens * 3 * line + start
-    out += image.to(tl.int64) * tokens * line + start
-    number = tl.arange(0, numbers)[None, :]
-    key = tl.arange(0, side)[:, None]
-    inside = (key < tokens) & (number < width)
-    keys = tl.load(query + key * 3 * line + line + number, mask=inside, other=0)
-    values = tl.load(query + key * 3 * line + 2 * line + number, mask=inside, other=0)
+    line = heads * width
+    query, result = (
+        _head(qkv, tokens, heads, width, 3 * line),
+        _head(out, tokens, heads, width, line),
+    )
+    keys = _load(query + line, 0, tokens, width, 3 * line, side, numbers)
+    values = _load(query + 2 * line, 0, tokens, width, 3 * line, side, numbers)
     for first in tl.range(0, side, rows, num_stages=1):
-        row = first + tl.arange(0, rows)[:, None]
-        mask = (row < tokens) & (number < width)
-        queries = tl.load(query + row * 3 * line + number, mask=mask, other=0)
+        queries = _load(query, first, tokens, width, 3 * line, rows, numbers)
         exponentials, sums = _exponentials(queries, keys, tokens, scale, side)
         mixed = tl.dot(exponentials.to(values.dtype), values) / sums
-        tl.store(out + row * line + number, mixed.to(values.dtype), mask=mask)
+        _store(result, mixed.to(values.dtype), first, tokens, width, line, rows, numbers)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _backward(  # type: ignore[no-untyped-def]
+    qkv, grad, grad_qkv, tokens, scale, heads: tl.constexpr, width: tl.constexpr,
+    side: tl.constexpr, rows: tl.constexpr, numbers: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of the queries, keys and values of one head of one image."""
+    line = heads * width
+    query, result = (
+        _head(qkv, tokens, heads, width, 3 * line),
+        _head(grad, tokens, heads, width, line),
+    )
+    grad_query = _head(grad_qkv, tokens, heads, width, 3 * line)
+    keys = _load(query + line, 0, tokens, width, 3 * line, side, numbers)
+    values = _load(query + 2 * line, 0, tokens, width, 3 * line, side, numbers)
+    grad_keys = tl.zeros((side, numbers), tl.float32)
+    grad_values = tl.zeros((side, numbers), tl.float32)
+    for first in tl.range(0, side, rows, num_stages=1):
+        queries = _load(query, first, tokens, width, 3 * line, rows, numbers)
+        grads = _load(result, first, tokens, width, line, rows, numbers)
+        exponentials, sums = _exponentials(queries, keys, tokens, scale, side)
+        weights = exponentials / sums
+        grad_values += tl.dot(tl.trans(weights.to(values.dtype)), grads)
+        grad_weights = tl.dot(grads, tl.trans(values))
+        mean = tl.sum(weights * grad_weights, 1)[:, None]
+        grad_scores = (weights * (grad_weights - mean) * scale).to(values.dtype)
+        grad_keys += tl.dot(tl.trans(grad_scores), queries)
+        grad_queries = tl.dot(grad_scores, keys).to(values.dtype)
+        _store(grad_query, grad_queries, first, tokens, width, 3 * line, rows, numbers)
+    grad_keys, grad_values = grad_keys.to(values.dtype), grad_values.to(values.dtype)
+    _store(grad_query + line, grad_keys, 0, tokens, width, 3 * line, side, numbers)
+    _store(grad_query + 2 * line, grad_values, 0, tokens, width, 3 * line, side, numbers)
 
 
 @triton.jit
@@ -116,38 +145,29 @@ def _exponentials(queries, keys, tokens, scale, side: tl.constexpr):  # type: ig
     return exponentials, tl.sum(exponentials, 1)[:, None]
 
 
-@triton.jit(do_not_specialize=["tokens"])
-def _backward(  # type: ignore[no-untyped-def]
-    qkv, grad, grad_qkv, tokens, scale, heads: tl.constexpr, width: tl.constexpr,
-    side: tl.constexpr, rows: tl.constexpr, numbers: tl.constexpr,
-):  # fmt: skip
-    """Write the gradients of the queries, keys and values of one head of one image."""
+@triton.jit
+def _head(memory, tokens, heads, width, line):  # type: ignore[no-untyped-def]
+    """Return where this program's head of its image begins, in rows of `line` numbers."""
     image, head = tl.program_id(0) // heads, tl.program_id(0) % heads
-    line, start = heads * width, head * width
-    query = qkv + image.to(tl.int64) * tokens * 3 * line + start
-    grad_query = grad_qkv + image.to(tl.int64) * tokens * 3 * line + start
-    grad += image.to(tl.int64) * tokens * line + start
+    return memory + image.to(tl.int64) * tokens * line + head * width
+
+
+@triton.jit
+def _load(  # type: ignore[no-untyped-def]
+    start, first, tokens, width, line, count: tl.constexpr, numbers: tl.constexpr
+):
+    """Return a tile of tokens from `first` on, zeros beyond the last."""
+    row = first + tl.arange(0, count)[:, None]
     number = tl.arange(0, numbers)[None, :]
-    key = tl.arange(0, side)[:, None]
-    inside = (key < tokens) & (number < width)
-    keys = tl.load(query + key * 3 * line + line + number, mask=inside, other=0)
-    values = tl.load(query + key * 3 * line + 2 * line + number, mask=inside, other=0)
-    grad_keys = tl.zeros((side, numbers), tl.float32)
-    grad_values = tl.zeros((side, numbers), tl.float32)
-    for first in tl.range(0, side, rows, num_stages=1):
-        row = first + tl.arange(0, rows)[:, None]
-        mask = (row < tokens) & (number < width)
-        queries = tl.load(query + row * 3 * line + number, mask=mask, other=0)
-        grads = tl.load(grad + row * line + number, mask=mask, other=0)
-        exponentials, sums = _exponentials(queries, keys, tokens, scale, side)
-        weights = exponentials / sums
-        grad_values += tl.dot(tl.trans(weights.to(values.dtype)), grads)
-        grad_weights = tl.dot(grads, tl.trans(values))
-        mean = tl.sum(weights * grad_weights, 1)[:, None]
-        grad_scores = (weights * (grad_weights - mean) * scale).to(values.dtype)
-        grad_keys += tl.dot(tl.trans(grad_scores), queries)
-        grad_queries = tl.dot(grad_scores, keys).to(values.dtype)
-        tl.store(grad_query + row * 3 * line + number, grad_queries, mask=mask)
-    place = grad_query + key * 3 * line + number
-    tl.store(place + line, grad_keys.to(values.dtype), mask=inside)
-    tl.store(place + 2 * line, grad_values.to(values.dtype), mask=inside)
+    mask = (row < tokens) & (number < width)
+    return tl.load(start + row * line + number, mask=mask, other=0)
+
+
+@triton.jit
+def _store(  # type: ignore[no-untyped-def]
+    start, tile, first, tokens, width, line, count: tl.constexpr, numbers: tl.constexpr
+):
+    """Write a tile of tokens from `first` on."""
+    row = first + tl.arange(0, count)[:, None]
+    number = tl.arange(0, numbers)[None, :]
+    tl.store(start + row * line + number, tile, mask=(row < tokens) & (number < width))
