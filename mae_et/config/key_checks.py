@@ -42,6 +42,11 @@ def check_flags(arguments: Iterable[str], kind: type[Any]) -> None:
         name, equals, value = word.partition("=")
         if not name.startswith("--") or name == "--config":
             continue
+        parent = name.removeprefix("--").rpartition(".")[0]
+        kinds = {of := type_of(parent, kind) if parent else None, *get_args(of)}
+        mapped = any(get_origin(each) is dict for each in kinds)
+        if kinds & {Path, str, int, float, bool} and not mapped:  # a value, no section
+            raise UserError(f"there is no flag {name}; did you mean --{parent}?")
         if not equals:
             value = words[place + 1] if place + 1 < len(words) else ""
         try:

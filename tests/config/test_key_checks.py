@@ -42,3 +42,11 @@ def test_null_is_refused_where_a_key_has_no_such_value(key: str) -> None:
     with pytest.raises(UserError, match=rf"{key} is null or empty"):
         check_text(f"{section}: {{{name}: }}" if name else f"{section}:", PretrainConfig)
     check_text("data: {root: }\nefficiency: {step_timeout: null}", PretrainConfig)
+
+
+@pytest.mark.parametrize("word", ["--seed.x", "--data.root.dir=a", "--output.dir.name"])
+def test_a_flag_below_a_value_suggests_the_value(word: str) -> None:
+    parent = word.partition("=")[0].rpartition(".")[0]
+    with pytest.raises(UserError, match=f"there is no flag .*; did you mean {parent}\\?"):
+        check_flags([word, "1"], PretrainConfig)
+    check_flags(["--data.replay.96", "4", "--efficiency.micro_batch.96=8"], PretrainConfig)
